@@ -1,0 +1,1 @@
+"""The analyses that make a plan of a program."""

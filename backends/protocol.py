@@ -1,0 +1,100 @@
+"""What a backend is. Adding one means one folder beside this file and one line in :mod:`attnc.targets`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attnc.ir.nodes import Node
+from attnc.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A kind of machine: ``cpu``, ``cuda`` with ``sm_80 | sm_90 | sm_100``, ``hip`` with ``gfx942``."""
+
+    kind: str
+    arch: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.arch}" if self.arch else self.kind
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What is static in a kernel besides the plan.
+
+    ``dtype`` of q, k, v and the output is one of ``bf16 f16 f32 f64``. ``inputs`` holds the dtype of every input of
+    the program in order (``bf16 f16 f32 f64 i32 i64 bool``). ``lse`` says whether the log-sum-exp is written too.
+    Head widths are literals in the plan by now; ``B H G M N``, strides and extents are run-time numbers.
+    """
+
+    dtype: str
+    inputs: tuple[str, ...]
+    lse: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Unsupported:
+    """Why a backend cannot run a plan: the sentence, and the node to underline."""
+
+    message: str
+    node: Node
+    hint: str | None = None
+
+
+class Kernel(Protocol):
+    """Compiled code for one plan, workload and target."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        out: Tensor,
+        lse: Tensor | None,
+    ) -> None:
+        """Write ``out [B,H,M,E]`` (and ``lse [B,H,M]``, f32) from q ``[B,H,M,D]``, k ``[B,G,N,D]``, v ``[B,G,N,E]``.
+
+        Any strides, any sizes, M, N and B = 0 included. Shapes and dtypes were checked by the op.
+        """
+        ...
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Readable by-products by file name: generated source, assembly."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry."""
+        ...
+
+
+class Backend(Protocol):
+    """Turns plans into kernels."""
+
+    name: str
+
+    def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        """Everything in the plan that this backend cannot run on ``target``; empty if it can."""
+        ...
+
+    def build(self, plan: Plan, workload: Workload, target: Target) -> Kernel:
+        """Compile. Needs no device: a kernel for another machine can be saved but not run."""
+        ...
+
+    def load(self, folder: Path, manifest: Mapping[str, Any]) -> Kernel:
+        """The kernel that :meth:`Kernel.save` wrote, without calling any compiler."""
+        ...
+
+    def toolchain(self) -> str:
+        """Name and version of everything that decides what :meth:`build` yields, for cache keys."""
+        ...
