@@ -1,0 +1,1 @@
+"""An attention compiler: a spec in, a torch operator out."""
