@@ -144,6 +144,7 @@ def apply(name: str, *operands: Node) -> Node:
     if len(args) != op.arity:
         raise IllTyped(f"`{name}` takes {op.arity} arguments, found {len(args)}")
     label = f"`{op.symbol or name}`"
+    kind: Kind
     match op.rule:
         case Rule.ARITHMETIC:
             args = _common(args)

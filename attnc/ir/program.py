@@ -61,7 +61,8 @@ class Body:
 class Program:
     """A whole spec. ``group`` is the key/value head as a function of ``h``; ``extents`` are the sizes of the
     space that the caller passes (or that follow from ``N``), in order. With branches, ``body.output`` combines
-    :class:`~attnc.ir.nodes.BranchOutput` nodes."""
+    :class:`~attnc.ir.nodes.BranchOutput` nodes.
+    """
 
     name: str
     inputs: tuple[Input, ...]
