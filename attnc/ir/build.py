@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
+from attnc.grammar.source import Span
 from attnc.ir.nodes import (
     NO_AXES,
     ROW_AXES,
@@ -45,11 +46,15 @@ INDEX_AXES: dict[str, Axes] = {
 
 
 class IllTyped(ValueError):
-    """The parts of an expression do not fit together. ``hint`` says how to mend it, if that is known."""
+    """The parts of an expression do not fit together.
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    ``hint`` says how to mend it and ``span`` where it stands, if that is known.
+    """
+
+    def __init__(self, message: str, hint: str | None = None, span: Span | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        self.span = span
 
 
 def literal(value: int | float | bool) -> Literal:
@@ -75,9 +80,11 @@ def param(name: str, kind: Kind) -> Param:
     return Param(kind, NO_AXES, None, name)
 
 
-def token(name: str) -> Token:
+def token(name: str, width: Node | None = None) -> Token:
+    """The raw vector of ``q``, ``k`` or ``v``; its width is ``D`` or ``E`` where it is not known yet."""
     axes = ROW_AXES if name == "q" else frozenset("bhj")
-    return Token(Kind.REAL, axes, size("E" if name == "v" else "D"), name)  # type: ignore[arg-type]
+    width = width or size("E" if name == "v" else "D")
+    return Token(Kind.REAL, axes, width, name)  # type: ignore[arg-type]
 
 
 def state(name: str, width: Node | None = None) -> State:
@@ -151,9 +158,10 @@ def apply(name: str, *operands: Node) -> Node:
             if args[0].kind is Kind.BOOL:
                 raise IllTyped(f"{label} takes numbers, found truth values", "write `1 if ... else 0`")
             kind = args[0].kind
-        case Rule.REAL | Rule.TO_REAL:
-            if op.rule is Rule.REAL:
-                args = tuple(map(to_real, args))
+        case Rule.TO_REAL:
+            return to_real(args[0])
+        case Rule.REAL:
+            args = tuple(map(to_real, args))
             kind = Kind.REAL
         case Rule.INTEGER:
             _require(args, Kind.INT, label, "use `floor(...)` to make an int of a real")
@@ -189,6 +197,7 @@ def read(source: Input, indices: tuple[Node | None, ...]) -> Read:
 def dot(a: Node, b: Node) -> Node:
     """``sum_d a[d] b[d]``."""
     _vectors("dot", a, b)
+    a, b = to_real(a), to_real(b)
     same_width((a, b))
     return Dot(Kind.REAL, a.axes | b.axes, None, a, b)
 
@@ -227,15 +236,23 @@ def rope(x: Node, position: Node, base: Node, rotated: Node) -> Node:
     _vectors("rope", x)
     if isinstance(rotated, Literal) and int(rotated.value) % 2:
         raise IllTyped(f"`rope` rotates pairs, so its width must be even, found {rotated.value}")
-    position, base = to_real(position), to_real(base)
+    if isinstance(rotated, Literal) and isinstance(x.width, Literal) and not 0 <= rotated.value <= x.width.value:
+        raise IllTyped(f"`rope` cannot rotate {rotated.value} elements of a vector of width {x.width.value}")
+    x, position, base = to_real(x), to_real(position), to_real(base)
     return Rope(Kind.REAL, axes_of((x, position, base)), x.width, x, position, base, rotated)
 
 
 def matvec(x: Node, matrix: Read) -> Node:
     """``x`` times a matrix read with two open axes."""
     _vectors("matmul", x)
+    x = to_real(x)
+    if matrix.kind is not Kind.REAL:
+        raise IllTyped(f"`matmul` takes a real matrix, found {matrix.kind}")
     if sum(at is None for at in matrix.indices) != 2:
         raise IllTyped("`matmul` takes a read with two open axes, as in `w[h, :, :]`")
+    rows = next(dim for dim, at in zip(matrix.input.dims, matrix.indices, strict=True) if at is None)
+    if isinstance(rows, Literal) and isinstance(x.width, Literal) and rows is not x.width:
+        raise IllTyped(f"a vector of width {x.width.value} does not go with a matrix of {rows.value} rows")
     return MatVec(Kind.REAL, x.axes | matrix.axes, matrix.width, x, matrix)
 
 
@@ -247,4 +264,5 @@ def cumsum(x: Node, at: Node) -> Node:
 def solve(pair: Node, x: Node) -> Node:
     """``L^-1 x`` for the lower triangle of ``pair``."""
     _vectors("solve", x)
+    pair, x = to_real(pair), to_real(x)
     return Solve(Kind.REAL, x.axes, x.width, pair, x)

@@ -41,7 +41,7 @@ class _Interned(type):
         return _Interned._live.setdefault(node.identity(), node)
 
 
-@dataclass(frozen=True, slots=True, eq=False, weakref_slot=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False, weakref_slot=True)
 class Node(metaclass=_Interned):
     """What every node knows. ``width`` is ``None`` for a scalar, else a static ``int`` node."""
 
@@ -63,36 +63,46 @@ class Node(metaclass=_Interned):
     def is_vector(self) -> bool:
         return self.width is not None
 
+    def __repr__(self) -> str:
+        from attnc.ir.printer import expression
 
-@dataclass(frozen=True, slots=True, eq=False)
+        return f"<{expression(self, depth=4)}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Copies and unpickled nodes are interned too."""
+        make, *fields = self.identity()
+        return make, tuple(fields)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Literal(Node):
     """A number or truth value. ``kind`` tells ``1`` from ``1.0`` from ``True``."""
 
     value: int | float | bool
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Size(Node):
     """An ``int`` that is the same for a whole call: ``B H G M N``, ``D E`` (static), or an extent of a space."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Index(Node):
     """A position: ``b h g row i j``. ``i = row + N - M``; ``g`` is the key/value head of ``h``."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Param(Node):
     """A run-time number of the spec (``param``)."""
 
     name: str
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Token(Node):
     """The raw vectors ``q[b,h,row,:]``, ``k[b,g,j,:]`` (width D) and ``v[b,g,j,:]`` (width E)."""
 
@@ -108,7 +118,7 @@ class Input:
     dims: tuple[Node, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Read(Node):
     """An element of an input, or a row of it: ``None`` in ``indices`` is an axis left open (``:``).
 
@@ -123,7 +133,7 @@ class Read(Node):
         return tuple(index for index in self.indices if index is not None)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Apply(Node):
     """An operation of :data:`attnc.ir.ops.OPS` on scalars, or element by element on vectors.
 
@@ -138,7 +148,7 @@ class Apply(Node):
         return self.args
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Dot(Node):
     """``sum_d a[d] * b[d]``: the product that tensor cores compute."""
 
@@ -150,7 +160,7 @@ class Dot(Node):
         return (self.a, self.b)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Reduce(Node):
     """A reduction over the visible keys (``over="j"``) or over the width of a vector (``over="d"``).
 
@@ -167,7 +177,7 @@ class Reduce(Node):
         return (self.x,)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Slice(Node):
     """Elements ``lo`` to ``hi`` (exclusive) of a vector; both are static ``int`` nodes."""
 
@@ -180,7 +190,7 @@ class Slice(Node):
         return (self.x, self.lo, self.hi)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Rope(Node):
     """Rotary embedding of the first ``rotated`` elements, halves paired (RoFormer, arXiv 2104.09864, eq. 34).
 
@@ -198,7 +208,7 @@ class Rope(Node):
         return (self.x, self.position, self.base, self.rotated)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class MatVec(Node):
     """``y[e] = sum_d x[d] * matrix[d, e]``; ``matrix`` is a read with two open axes, d before e."""
 
@@ -210,7 +220,7 @@ class MatVec(Node):
         return (self.x, self.matrix)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Cumsum(Node):
     """``sum_{t <= at} x(t)``, where ``x`` is a function of the key position ``j`` and ``at`` is ``i`` or ``j``."""
 
@@ -222,7 +232,7 @@ class Cumsum(Node):
         return (self.x, self.at)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Solve(Node):
     """Row ``j`` of ``L^-1 x``, where ``L[i, j]`` is ``pair`` below and on the diagonal, and 0 above it."""
 
@@ -234,14 +244,14 @@ class Solve(Node):
         return (self.pair, self.x)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class BranchOutput(Node):
     """The output of a named branch, or of the softmax over the keys of several (``merge``)."""
 
     names: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class State(Node):
     """A row statistic or accumulator of a plan, by name. Made by the streaming analysis alone."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 from attnc.grammar.source import Span
 from attnc.ir.nodes import Input, Kind, Node, Size
@@ -26,6 +26,11 @@ class Select:
     args: tuple[Node, ...]
     options: tuple[tuple[str, Node | str], ...]
 
+    def map(self, fn: Callable[[Node], Node]) -> Select:
+        """This rule with ``fn`` applied to every expression."""
+        options = tuple((name, value if isinstance(value, str) else fn(value)) for name, value in self.options)
+        return Select(self.how, tuple(map(fn, self.args)), options)
+
 
 @dataclass(frozen=True, slots=True)
 class Route:
@@ -38,6 +43,26 @@ class Route:
     select: Select | None
     always: tuple[tuple[str, Node | None], ...]
     over: str | None  # "group", "heads" or None
+
+    def roots(self) -> Iterator[Node]:
+        """Every expression of the route."""
+        yield self.keys_block
+        yield from (node for node in (self.queries_block, self.rank) if node is not None)
+        if self.select:
+            yield from self.select.args
+            yield from (value for _, value in self.select.options if not isinstance(value, str))
+        yield from (node for _, node in self.always if node is not None)
+
+    def map(self, fn: Callable[[Node], Node]) -> Route:
+        """This route with ``fn`` applied to every expression."""
+        return replace(
+            self,
+            keys_block=fn(self.keys_block),
+            queries_block=None if self.queries_block is None else fn(self.queries_block),
+            rank=None if self.rank is None else fn(self.rank),
+            select=self.select and self.select.map(fn),
+            always=tuple((name, None if node is None else fn(node)) for name, node in self.always),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +81,18 @@ class Body:
     output: Node
     routes: tuple[Route, ...] = ()
 
+    def roots(self) -> Iterator[tuple[str, Node]]:
+        """Every expression of the body, each with the name of its clause."""
+        for route in self.routes:
+            yield from (("route", node) for node in route.roots())
+        for clause in ("mask", "score", "weight", "value", "output"):
+            yield clause, getattr(self, clause)
+
+    def map(self, fn: Callable[[Node], Node]) -> Body:
+        """This body with ``fn`` applied to every root."""
+        routes = tuple(route.map(fn) for route in self.routes)
+        return Body(fn(self.mask), fn(self.score), fn(self.weight), fn(self.value), fn(self.output), routes)
+
 
 @dataclass(frozen=True, slots=True)
 class Program:
@@ -71,9 +108,32 @@ class Program:
     group: Node
     body: Body
     branches: tuple[tuple[str, Body], ...] = ()
+    widths: tuple[int, int] | None = None
     spans: Mapping[Node, Span] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def extents(self) -> tuple[str, ...]:
         """Names of the extents of the space that are run-time sizes."""
-        return tuple(extent.name for _, extent in self.space if isinstance(extent, Size))
+        names = (extent.name for _, extent in self.space if isinstance(extent, Size))
+        return tuple(dict.fromkeys(names))
+
+    def roots(self) -> Iterator[tuple[str, Node]]:
+        """Every expression of the program, each with the words that say which it is."""
+        for declared in self.inputs:
+            yield from ((f"input {declared.name}", dim) for dim in declared.dims)
+        yield from ((f"space {name}", extent) for name, extent in self.space)
+        yield "group", self.group
+        for name, body in self.branches:
+            yield from ((f"branch {name}: {clause}", node) for clause, node in body.roots())
+        yield from self.body.roots()
+
+    def map(self, fn: Callable[[Node], Node]) -> Program:
+        """This program with ``fn`` applied to every root; ``fn`` also says what becomes of the inputs that are read."""
+        return replace(
+            self,
+            inputs=tuple(replace(x, dims=tuple(map(fn, x.dims))) for x in self.inputs),
+            space=tuple((name, fn(extent)) for name, extent in self.space),
+            group=fn(self.group),
+            body=self.body.map(fn),
+            branches=tuple((name, body.map(fn)) for name, body in self.branches),
+        )
