@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Any, Literal as OneOf, TypeAlias
+from typing import Any, ClassVar, TypeAlias
+from typing import Literal as OneOf
 from weakref import WeakValueDictionary
 
 
@@ -34,7 +35,7 @@ ROW_AXES: Axes = frozenset("bhi")
 class _Interned(type):
     """Calling a class returns the one live instance with these fields."""
 
-    _live: WeakValueDictionary[Any, Any] = WeakValueDictionary()
+    _live: ClassVar[WeakValueDictionary[Any, Any]] = WeakValueDictionary()
 
     def __call__(cls, *args: Any, **kwargs: Any) -> Any:
         node = super().__call__(*args, **kwargs)

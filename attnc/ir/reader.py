@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from attnc.ir import build
@@ -206,14 +206,14 @@ class _Reader:
         return name, self.take().strip('"') if is_string else self.expression()
 
 
-def read_expression(text: str, inputs: Mapping[str, Input] = {}, params: Mapping[str, Kind] = {}) -> Node:  # noqa: B006
+def read_expression(text: str, inputs: Iterable[Input] = (), parameters: Iterable[Parameter] = ()) -> Node:
     """The node that :func:`~attnc.ir.printer.expression` printed.
 
     Raises:
         Unreadable: it printed no such thing.
         IllTyped: its parts do not fit together.
     """
-    return _whole(text, _Names(dict(inputs), dict(params)))
+    return _whole(text, _Names({x.name: x for x in inputs}, {x.name: x.kind for x in parameters}))
 
 
 def _whole(text: str, names: _Names) -> Node:
