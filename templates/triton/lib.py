@@ -1,0 +1,106 @@
+"""Functions that slots call: what Triton lacks, or does otherwise than the language says.
+
+Accuracies are maximal errors against float64, measured on a dense grid of float32 (tests/test_triton_lib.py).
+"""
+
+import triton
+import triton.language as tl
+
+LOG2E: tl.constexpr = tl.constexpr(1.4426950408889634)
+LN2: tl.constexpr = tl.constexpr(0.6931471805599453)
+LOWEST: tl.constexpr = tl.constexpr(-2.0e38)
+"""Where a running maximum starts: finite, also after multiplication by log2(e)."""
+
+
+@triton.jit
+def floor_div(a, b):
+    """Quotient of ints, rounded down (Triton rounds towards zero)."""
+    quotient = a // b
+    return quotient - ((a - quotient * b != 0) & ((a < 0) != (b < 0))).to(tl.int32)
+
+
+@triton.jit
+def floor_mod(a, b):
+    """Remainder of ints with the sign of ``b``."""
+    rest = a % b
+    return tl.where((rest != 0) & ((rest < 0) != (b < 0)), rest + b, rest)
+
+
+@triton.jit
+def real_mod(a, b):
+    """Remainder of reals with the sign of ``b``."""
+    rest = a - tl.floor(a / b) * b
+    rest = tl.where((rest != 0.0) & ((rest < 0.0) != (b < 0.0)), rest + b, rest)
+    return tl.where(tl.abs(rest) >= tl.abs(b), 0.0, rest)
+
+
+@triton.jit
+def exp(x):
+    return tl.exp2(x * LOG2E)
+
+
+@triton.jit
+def log(x):
+    return tl.log2(x) * LN2
+
+
+@triton.jit
+def sigmoid(x):
+    """``1 / (1 + exp(-x))``: the exponential may overflow, the quotient is then 0."""
+    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
+
+
+@triton.jit
+def tanh(x):
+    """Hyperbolic tangent: an odd polynomial near 0, where the exponential form would cancel."""
+    size = tl.abs(x)
+    square = x * x
+    e = tl.exp2(size * (-2.0 * LOG2E))
+    far = (1.0 - e) / (1.0 + e)
+    series = -0.0218694885 + square * 0.0088632355
+    near = size + size * square * (-0.3333333333 + square * (0.1333333333 + square * (-0.0539682540 - square * series)))
+    magnitude = tl.where(size < 0.25, near, far)
+    return tl.where(x < 0.0, -magnitude, magnitude)
+
+
+@triton.jit
+def sign(x):
+    """1, 0 or -1, in the type of ``x``."""
+    return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def power(x, y):
+    """``x ** y`` on reals: a negative base takes whole exponents only, else the result is NaN."""
+    whole = tl.floor(y) == y
+    odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
+    size = tl.exp2(y * tl.log2(tl.abs(x)))
+    size = tl.where(x == 0.0, tl.where(y > 0.0, 0.0, float("inf")), size)
+    signed = tl.where((x < 0.0) & odd, -size, size)
+    signed = tl.where((x < 0.0) & (whole == 0), float("nan"), signed)
+    return tl.where(y == 0.0, 1.0, signed)
+
+
+@triton.jit
+def floor(x):
+    return tl.floor(x).to(tl.int32)
+
+
+@triton.jit
+def truth(x):
+    """An int or bool that was loaded, as a truth value."""
+    return x != 0
+
+
+@triton.jit
+def over_pair(x, i, j):
+    """A value that varies with one side only, repeated over the pairs of a tile."""
+    return x + ((i + j) * 0).to(tl.float32)
+
+
+@triton.jit
+def rope_angle(position, pair, base, ROTATED: tl.constexpr):
+    """``position * base ** (-2 pair / ROTATED)`` brought into [0, 2 pi): in float64, since positions are large."""
+    exponent = pair.to(tl.float64) * (-2.0 / ROTATED)
+    turn = position.to(tl.float64) * tl.exp(exponent * tl.log(base.to(tl.float64))) * 0.15915494309189535
+    return ((turn - tl.floor(turn)) * 6.283185307179586).to(tl.float32)
