@@ -48,13 +48,15 @@ INDEX_AXES: dict[str, Axes] = {
 class IllTyped(ValueError):
     """The parts of an expression do not fit together.
 
-    ``hint`` says how to mend it and ``span`` where it stands, if that is known.
+    ``hint`` says how to mend it, ``node`` which expression could not be made again by a pass, and ``span`` where that
+    stands, as far as they are known.
     """
 
-    def __init__(self, message: str, hint: str | None = None, span: Span | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.hint = hint
-        self.span = span
+        self.node: Node | None = None
+        self.span: Span | None = None
 
 
 def literal(value: int | float | bool) -> Literal:

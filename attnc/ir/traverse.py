@@ -83,12 +83,19 @@ def rewrite(root: Node, fn: Callable[[Node], Node], memo: dict[Node, Node] | Non
 
     ``fn`` sees each node after its children were replaced. ``memo`` maps every node met to what became of it; pass
     the same one again to share work between several roots.
+
+    Raises:
+        IllTyped: a node does not fit its new children; its ``node`` says which.
     """
     memo = {} if memo is None else memo
     for node in postorder(root, stop=memo):
         if node not in memo:
             children = tuple(memo[child] for child in node.children)
-            memo[node] = fn(node if children == node.children else rebuild(node, children))
+            try:
+                memo[node] = fn(node if children == node.children else rebuild(node, children))
+            except build.IllTyped as error:
+                error.node = error.node or node
+                raise
     return memo[root]
 
 
