@@ -1,0 +1,59 @@
+"""Whether the ranges ``[f(w), g(w)]`` of neighbouring ``w`` run into each other, so that their union has no holes."""
+
+from __future__ import annotations
+
+from math import inf
+
+from attnc.analyse.mask.linear import Linear, atom, linear
+from attnc.ir.nodes import Apply, Index, Literal, Node
+
+
+def leaves_gaps(lower: tuple[Linear, ...], upper: tuple[Linear, ...], w: str, tolerated: int) -> bool:
+    """Whether the union over consecutive ``w`` may have a hole of ``tolerated`` positions or more.
+
+    From ``w`` to ``w + 1`` the hole is ``f(w + 1) - g(w) - 1``, at most ``max(f - g)`` plus the step of either.
+    """
+    return any(
+        _greatest(f - g, w) + min(_step(f, w), _step(g, w)) > tolerated for f in lower for g in upper
+    )
+
+
+def _greatest(x: Linear, w: str) -> float:
+    """An upper bound of ``x`` over all ``w``; what is the same for all ``w`` is taken to be at most 0, because
+    where it is more the ranges are empty."""
+    moving = x.varying(frozenset(w))
+    for term, c in moving.terms:
+        if not isinstance(term, Apply):
+            continue
+        rest = x - atom(term).scaled(c)
+        match term:
+            case Apply(op="min" | "max", args=args):
+                cases = [_greatest(rest + linear(arg).scaled(c), w) for arg in args]
+                return max(cases) if (term.op == "max") == (c > 0) else min(cases)
+            case Apply(op="where", args=(_, yes, no)):
+                return max(_greatest(rest + linear(arg).scaled(c), w) for arg in (yes, no))
+            case Apply(op="floordiv", args=(inner, Literal(value=by))) if by > 0 and c % int(by) == 0:
+                k = c // int(by)
+                return _greatest(rest + linear(inner).scaled(k) + (0 if k > 0 else -k * (int(by) - 1)), w)
+            case Apply(op="mod", args=(_, Literal(value=by))) if by > 0:
+                return _greatest(rest + (c * (int(by) - 1) if c > 0 else 0), w)
+    if moving.terms:
+        return inf
+    return min(x.constant, 0) if x.terms else x.constant
+
+
+def _step(x: Linear, w: str) -> float:
+    """The most that ``x`` changes from one ``w`` to the next."""
+    return sum(abs(c) * _step_of(term, w) for term, c in x.terms if w in term.axes)
+
+
+def _step_of(node: Node, w: str) -> float:
+    match node:
+        case Index():
+            return 1
+        case Apply(op="min" | "max" | "abs", args=args):
+            return max(_step(linear(arg), w) for arg in args)
+        case Apply(op="floordiv", args=(inner, Literal(value=by))) if by > 0:
+            step = _step(linear(inner), w)
+            return step if step == inf else -(-step // int(by))
+    return inf

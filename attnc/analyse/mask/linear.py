@@ -1,0 +1,327 @@
+"""Integer expressions as sums ``c1*t1 + c2*t2 + ... + constant``, and the simplifications the mask analysis needs.
+
+A term is any ``int`` node that is not itself a sum. Everything here is exact over the integers; ``//`` and ``%`` floor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import gcd
+
+from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO
+from attnc.ir.build import apply, literal, size
+from attnc.ir.nodes import Apply, Index, Kind, Literal, Node, Size
+
+PAIR_AXES = frozenset("ij")
+TILE_ENDS = ((I_LO, I_HI), (J_LO, J_HI))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Linear:
+    """``sum(coefficient * term) + constant``. Equality ignores the order of the terms, printing keeps it."""
+
+    terms: tuple[tuple[Node, int], ...]
+    constant: int
+
+    def __eq__(self, other: object) -> bool:
+        return (
+            isinstance(other, Linear) and self.constant == other.constant and dict(self.terms) == dict(other.terms)
+        )
+
+    def __hash__(self) -> int:
+        return hash((frozenset(self.terms), self.constant))
+
+    def __add__(self, other: Linear | int) -> Linear:
+        if isinstance(other, int):
+            return Linear(self.terms, self.constant + other)
+        total = dict(self.terms)
+        for term, coefficient in other.terms:
+            total[term] = total.get(term, 0) + coefficient
+        return Linear(tuple((t, c) for t, c in total.items() if c), self.constant + other.constant)
+
+    def __neg__(self) -> Linear:
+        return self.scaled(-1)
+
+    def __sub__(self, other: Linear | int) -> Linear:
+        return self + (-other)
+
+    def scaled(self, factor: int) -> Linear:
+        """``factor`` times this."""
+        if factor == 0:
+            return Linear((), 0)
+        return Linear(tuple((t, factor * c) for t, c in self.terms), factor * self.constant)
+
+    def varying(self, axes: frozenset[str] = PAIR_AXES) -> Linear:
+        """The part whose terms vary over some of ``axes``, without the constant."""
+        return Linear(tuple((t, c) for t, c in self.terms if t.axes & axes), 0)
+
+    @property
+    def axes(self) -> frozenset[str]:
+        return frozenset().union(*(term.axes for term, _ in self.terms))
+
+    @property
+    def content(self) -> int:
+        """The greatest common divisor of the coefficients; 0 without terms."""
+        return gcd(*(c for _, c in self.terms))
+
+
+def constant(value: int) -> Linear:
+    return Linear((), value)
+
+
+def atom(node: Node) -> Linear:
+    """``node`` as a single term, or as a constant if it is a literal."""
+    if isinstance(node, Literal):
+        return constant(int(node.value))
+    return Linear(((node, 1),), 0)
+
+
+N, M = atom(size("N")), atom(size("M"))
+
+
+def to_node(x: Linear) -> Node:
+    """The sum as a node: what is added first, then what is subtracted."""
+    added = [_times(t, c) for t, c in x.terms if c > 0]
+    taken = [_times(t, -c) for t, c in x.terms if c < 0]
+    if x.constant > 0 or not added:
+        if x.constant or not taken:
+            added.append(literal(x.constant))
+        elif not added:
+            return _sum([apply("neg", taken[0])], taken[1:])
+    elif x.constant < 0:
+        taken.append(literal(-x.constant))
+    return _sum(added, taken)
+
+
+def _times(term: Node, coefficient: int) -> Node:
+    return term if coefficient == 1 else apply("mul", term, literal(coefficient))
+
+
+def _sum(added: list[Node], taken: list[Node]) -> Node:
+    total = added[0]
+    for node in added[1:]:
+        total = apply("add", total, node)
+    for node in taken:
+        total = apply("sub", total, node)
+    return total
+
+
+# --- what is known of signs ---------------------------------------------------------------------------------------
+
+
+def nonnegative(x: Linear) -> bool:
+    """Whether ``x >= 0`` whatever the sizes, parameters, data and tile (``False``: not known)."""
+    total = dict(x.terms)
+    for lo, hi in TILE_ENDS:
+        shared = min(total.get(hi, 0), -total.get(lo, 0))
+        if shared > 0:
+            total[hi] -= shared
+            total[lo] += shared
+    if x.constant >= 0 and all(c == 0 or (c > 0 and _node_nonnegative(t)) for t, c in total.items()):
+        return True
+    for term, c in x.terms:
+        if c and isinstance(term, Apply) and term.op == ("max" if c > 0 else "min"):
+            rest = x - atom(term).scaled(c)
+            return any(nonnegative(rest + linear(arg).scaled(c)) for arg in term.args)
+    return False
+
+
+def positive(x: Linear) -> bool:
+    """Whether ``x >= 1`` wherever a tile exists: sizes are, for without them there is no pair."""
+    if nonnegative(x - 1):
+        return True
+    return x.constant >= 0 and bool(x.terms) and all(c > 0 and _node_positive(t) for t, c in x.terms)
+
+
+def _node_nonnegative(node: Node) -> bool:
+    match node:
+        case Literal():
+            return node.value >= 0
+        case Size():
+            return node not in (I_LO, I_HI)
+        case Index():
+            return node.name != "i"
+        case Apply():
+            known = [_node_nonnegative(arg) for arg in node.args]
+            match node.op:
+                case "add" | "mul" | "min" | "bitor" | "bitxor" | "shl":
+                    return all(known)
+                case "max" | "bitand":
+                    return any(known)
+                case "shr":
+                    return known[0]
+                case "floordiv":
+                    return known[0] and _node_positive(node.args[1])
+                case "mod":
+                    return _node_positive(node.args[1])
+                case "where":
+                    return all(known[1:])
+                case "abs":
+                    return True
+    return False
+
+
+def _node_positive(node: Node) -> bool:
+    match node:
+        case Literal():
+            return node.value >= 1
+        case Size():
+            return node not in (I_LO, I_HI, J_LO, J_HI)
+        case Apply(op="mul"):
+            return all(map(_node_positive, node.args))
+        case Apply(op="max"):
+            return any(map(_node_positive, node.args))
+    return False
+
+
+# --- arithmetic ---------------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def linear(node: Node) -> Linear:
+    """The simplified sum that an ``int`` scalar is."""
+    match node:
+        case Literal():
+            return constant(int(node.value))
+        case Index(name="row"):
+            return atom(_I) - N + M
+        case Apply(op="floor", args=(Apply(op="real", args=(x,)),)):
+            return linear(x)
+        case Apply() if all(arg.kind is Kind.INT for arg in node.args):
+            args = [linear(arg) for arg in node.args]
+            match node.op:
+                case "add":
+                    return args[0] + args[1]
+                case "sub":
+                    return args[0] - args[1]
+                case "neg":
+                    return -args[0]
+                case "mul":
+                    return product(*args)
+                case "floordiv":
+                    return quotient(*args)
+                case "mod":
+                    return remainder(*args)
+                case "min":
+                    return least(*args)
+                case "max":
+                    return greatest(*args)
+                case "abs":
+                    return absolute(args[0])
+                case "shl" | "shr" if _is_shift(args[1]):
+                    power = constant(1 << args[1].constant)
+                    return product(args[0], power) if node.op == "shl" else quotient(args[0], power)
+                case "bitand":
+                    return _bits_in_both(*args)
+                case _:
+                    return _applied(node.op, *args)
+        case Apply(op="where", args=(condition, yes, no)):
+            return choose(condition, linear(yes), linear(no))
+    return atom(node)
+
+
+_I = Index(Kind.INT, frozenset("i"), None, "i")
+
+
+def _is_shift(x: Linear) -> bool:
+    return not x.terms and 0 <= x.constant < 32
+
+
+def _applied(op: str, *args: Linear) -> Linear:
+    return atom(apply(op, *map(to_node, args)))
+
+
+def _bits_in_both(x: Linear, y: Linear) -> Linear:
+    """``x & y``; a mask of one bit or of all low bits is a remainder, for negative numbers too."""
+    for value, word in ((x, y), (y, x)):
+        if not word.terms and word.constant >= 0:
+            if word.constant & (word.constant + 1) == 0:
+                return remainder(value, constant(word.constant + 1))
+            if word.constant & (word.constant - 1) == 0:
+                return remainder(quotient(value, word), constant(2)).scaled(word.constant)
+    return _applied("bitand", x, y)
+
+
+def product(x: Linear, y: Linear) -> Linear:
+    for a, b in ((x, y), (y, x)):
+        if not a.terms:
+            return b.scaled(a.constant)
+    return _applied("mul", x, y)
+
+
+def _split(x: Linear, divisor: Linear) -> tuple[Linear, Linear]:
+    """``(whole, rest)`` with ``x == whole * divisor + rest``, as much in ``whole`` as can be seen."""
+    if not divisor.terms:
+        c = divisor.constant
+        whole = Linear(tuple((t, k // c) for t, k in x.terms if k % c == 0), x.constant // c)
+        return whole, Linear(tuple((t, k) for t, k in x.terms if k % c), x.constant % c)
+    unit = to_node(divisor)
+    whole, rest = constant(0), constant(x.constant)
+    for term, k in x.terms:
+        match term:
+            case _ if term is unit:
+                whole += k
+            case Apply(op="mul", args=(other, factor)) if factor is unit:
+                whole += linear(other).scaled(k)
+            case Apply(op="mul", args=(factor, other)) if factor is unit:
+                whole += linear(other).scaled(k)
+            case _:
+                rest += Linear(((term, k),), 0)
+    return whole, rest
+
+
+def quotient(x: Linear, divisor: Linear) -> Linear:
+    """``x // divisor``, for a divisor that is never 0 where it matters."""
+    if not divisor.terms and divisor.constant == 0:
+        return _applied("floordiv", x, divisor)
+    whole, rest = _split(x, divisor)
+    if not rest.terms and (rest.constant == 0 or not divisor.terms):
+        return whole + (rest.constant // divisor.constant if rest.constant else 0)
+    match rest:
+        case Linear(terms=((Apply(op="floordiv", args=(inner, Literal(value=by))), 1),), constant=0) if by > 0:
+            return whole + quotient(linear(inner), divisor.scaled(int(by)))
+        case Linear(terms=((Apply(op="mod", args=(_, Literal(value=by))), 1),), constant=0):
+            if not divisor.terms and 0 < by <= divisor.constant:
+                return whole
+    return whole + _applied("floordiv", rest, divisor)
+
+
+def remainder(x: Linear, divisor: Linear) -> Linear:
+    """``x % divisor``, with the sign of the divisor."""
+    if not divisor.terms and divisor.constant == 0:
+        return _applied("mod", x, divisor)
+    _, rest = _split(x, divisor)
+    if not rest.terms and (rest.constant == 0 or not divisor.terms):
+        return constant(rest.constant % divisor.constant if rest.constant else 0)
+    match rest:
+        case Linear(terms=((Apply(op="mod", args=(inner, by)), 1),), constant=0):
+            modulus = linear(by)
+            if modulus == divisor:
+                return rest
+            if not modulus.terms and not divisor.terms and 0 < modulus.constant <= divisor.constant:
+                return rest
+            if not modulus.terms and not divisor.terms and modulus.constant % divisor.constant == 0:
+                return remainder(linear(inner), divisor)
+    return _applied("mod", rest, divisor)
+
+
+def least(x: Linear, y: Linear) -> Linear:
+    return x if nonnegative(y - x) else y if nonnegative(x - y) else _applied("min", x, y)
+
+
+def greatest(x: Linear, y: Linear) -> Linear:
+    return x if nonnegative(x - y) else y if nonnegative(y - x) else _applied("max", x, y)
+
+
+def absolute(x: Linear) -> Linear:
+    return x if nonnegative(x) else -x if nonnegative(-x) else _applied("abs", x)
+
+
+def choose(condition: Node, yes: Linear, no: Linear) -> Linear:
+    """``yes if condition else no``."""
+    if yes == no:
+        return yes
+    if isinstance(condition, Literal):
+        return yes if condition.value else no
+    return atom(apply("where", condition, to_node(yes), to_node(no)))
