@@ -1,0 +1,152 @@
+"""Attention on a GPU: attnc, torch's SDPA (cuDNN, flash) and compiled FlexAttention, taking turns in one process.
+
+Every result is checked first. Times are by device events with a cold L2 cache, medians over interleaved rounds: a card
+changes its clock under load, so only ratios within one run compare. Writes ``results/gpu.json``. ``--quick`` uses
+small sizes and writes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from cases import CASES, Case, Shape, check, flex_call, flops, sdpa_call, tensors
+from record import write
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import attnc
+
+GPU = torch.device("cuda")
+PEERS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
+FLUSH_BYTES = 512 * 2**20
+
+
+def pinned(call: Callable[[], Tensor], backend: SDPBackend) -> Callable[[], Tensor]:
+    """A call of SDPA that one backend must serve."""
+
+    def pinned_call() -> Tensor:
+        with sdpa_kernel(backend):
+            return call()
+
+    return pinned_call
+
+
+def contenders(case: Case, shape: Shape, q: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Tensor]) -> dict[str, Any]:
+    """The peers that can say this case, by name; a string says why one cannot."""
+    found: dict[str, Any] = {}
+    if (sdpa := sdpa_call(case, shape, q, k, v)) is not None:
+        found |= {name: pinned(sdpa, backend) for name, backend in PEERS.items()}
+    if case.flex:
+        found["flex"] = flex_call(case, shape, inputs, q, k, v)
+    for name, call in list(found.items()):
+        try:
+            call()
+            torch.cuda.synchronize()
+        except Exception as error:  # a peer that cannot is a result, not a failure of ours
+            found[name] = str(error).strip().splitlines()[0][:200]
+    return found
+
+
+def measure(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round; the calls take turns, in an order that alternates."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=GPU)
+    for call, _ in itertools.product(calls.values(), range(3)):
+        call()
+    events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
+    for turn in range(rounds):
+        for name in list(calls)[:: 1 if turn % 2 else -1]:
+            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            flush.zero_()
+            begin.record()
+            calls[name]()
+            end.record()
+            events[name].append((begin, end))
+        torch.cuda.synchronize()
+    return {name: [begin.elapsed_time(end) for begin, end in pairs] for name, pairs in events.items()}
+
+
+def compare(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """One row of the results: checked first, then timed beside the peers."""
+    q, k, v = tensors(shape, dtype, GPU)
+    inputs = case.inputs(shape, GPU)
+    op = attnc.loads(case.spec)
+    begun = time.perf_counter()
+    out = op(q, k, v, **inputs)
+    torch.cuda.synchronize()
+    first = time.perf_counter() - begun
+    error = check(case, op, out, q, k, v, inputs)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    del out
+    out = op(q, k, v, **inputs)
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before
+    peers = contenders(case, shape, q, k, v, inputs)
+    for name, call in peers.items():
+        if callable(call):  # every element, against a peer: what the reference is too large for
+            difference = (call().float() - out.float()).abs().max().item()
+            assert difference < 6e-2, f"{case.name}: {difference} from {name}"
+    calls = {"attnc": lambda: op(q, k, v, **inputs)} | {name: call for name, call in peers.items() if callable(call)}
+    milliseconds = measure(calls, rounds)
+    medians = {name: statistics.median(values) for name, values in milliseconds.items()}
+    work = flops(case, shape, inputs)
+    return {
+        "case": case.name,
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": {name: getattr(shape, name) for name in ("B", "H", "G", "N", "D")},
+        "error": error,
+        "first_call_seconds": first,
+        "extra_bytes": max(0, extra),
+        "milliseconds": {name: {"median": medians[name], "all": values} for name, values in milliseconds.items()},
+        "tflops": {name: work / median / 1e9 for name, median in medians.items()},
+        "ratio": {name: medians[name] / medians["attnc"] for name in medians if name != "attnc"},
+        "missing": {name: why for name, why in peers.items() if not callable(why)},
+    }
+
+
+def table(rows: list[dict[str, Any]]) -> Table:
+    """Rates of all, in TFLOP/s over the visible pairs."""
+    names = ("attnc", *PEERS, "flex")
+    shown = Table("case", "D", "N", *names)
+    for row in rows:
+        rates = (f"{row['tflops'][name]:.0f}" if name in row["tflops"] else "-" for name in names)
+        shown.add_row(row["case"], str(row["shape"]["D"]), str(row["shape"]["N"]), *rates)
+    return shown
+
+
+def main() -> None:
+    """Measure, print, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
+    parser.add_argument("--rounds", type=int, default=25)
+    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these")
+    parser.add_argument("--name", default="gpu", help="name of the file in results/")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.exit(1, "no GPU here\n")
+    console = Console(width=120)
+    sizes = ((8, 4096), (2, 16384)) if not given.quick else ((1, 1024),)
+    shapes = [Shape(B, 2048 // D, 2048 // D, N, D) for (B, N), D in itertools.product(sizes, (64, 128))]
+    rounds = 3 if given.quick else given.rounds
+    rows = []
+    for case, shape in itertools.product(CASES, shapes):
+        if given.case and case.name not in given.case:
+            continue
+        torch.compiler.reset()
+        rows.append(compare(case, shape, torch.bfloat16, rounds))
+        console.print(rows[-1]["case"], shape, {name: f"{rate:.0f}" for name, rate in rows[-1]["tflops"].items()})
+    console.print(table(rows))
+    if not given.quick:
+        console.print(f"written to {write(given.name, GPU, {'rounds': rounds, 'cold_l2': True}, rows)}")
+
+
+if __name__ == "__main__":
+    main()
