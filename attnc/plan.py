@@ -17,6 +17,15 @@ from attnc.ir.nodes import Input, Node
 from attnc.ir.program import Program
 
 
+class NotLowerable(Exception):
+    """A program that has no plan. ``node`` is the part to underline (see ``Program.spans``), if one is to blame."""
+
+    def __init__(self, message: str, node: Node | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.node = node
+        self.hint = hint
+
+
 @dataclass(frozen=True, slots=True)
 class Statistic:
     """A number a row: ``max`` or ``sum`` of ``term`` over the visible keys.

@@ -1,0 +1,28 @@
+"""From a checked program to a plan: token-only work out, then the passes over the keys."""
+
+from __future__ import annotations
+
+from attnc.analyse.hoist import hoist, pull_scalars
+from attnc.analyse.lse import find_lse
+from attnc.analyse.streaming import stream
+from attnc.ir.program import Program
+from attnc.plan import NotLowerable, Plan
+
+
+def lower_program_to_plan(program: Program) -> Plan:
+    """Plans the forward pass of a program whose head widths may be known already.
+
+    Raises:
+        NotLowerable: the program has a route or branches, for which there are no passes yet, or a reduction that
+            is neither a statistic nor an accumulator.
+    """
+    body = program.body
+    if body.routes:
+        raise NotLowerable("`route` cannot be compiled yet", body.routes[0].rank)
+    if program.branches:
+        raise NotLowerable("`branch` cannot be compiled yet", body.output)
+    lse = find_lse(body.weight)
+    streamed = stream(pull_scalars(body.output), *(() if lse is None else (pull_scalars(lse),)))
+    output, *rest = streamed.roots
+    plan = Plan(program, (), body.mask, streamed.passes, output, rest[0] if rest else None, streamed.notes)
+    return hoist(plan)
