@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from attnc.analyse.hoist import hoist, pull_scalars
-from attnc.analyse.lse import find_lse
 from attnc.analyse.streaming import stream
+from attnc.ir.lse import log_denominator
 from attnc.ir.program import Program
 from attnc.plan import NotLowerable, Plan
 
@@ -21,7 +21,7 @@ def lower_program_to_plan(program: Program) -> Plan:
         raise NotLowerable("`route` cannot be compiled yet", body.routes[0].rank)
     if program.branches:
         raise NotLowerable("`branch` cannot be compiled yet", body.output)
-    lse = find_lse(body.weight)
+    lse = log_denominator(body.weight)
     streamed = stream(pull_scalars(body.output), *(() if lse is None else (pull_scalars(lse),)))
     output, *rest = streamed.roots
     plan = Plan(program, (), body.mask, streamed.passes, output, rest[0] if rest else None, streamed.notes)
