@@ -48,13 +48,14 @@ INDEX_AXES: dict[str, Axes] = {
 class IllTyped(ValueError):
     """The parts of an expression do not fit together.
 
-    ``hint`` says how to mend it, ``node`` which expression could not be made again by a pass, and ``span`` where that
-    stands, as far as they are known.
+    ``hint`` says how to mend it, ``operand`` the number of the operand to blame, ``node`` which expression a pass
+    could not make again, and ``span`` where that stands, as far as they are known.
     """
 
-    def __init__(self, message: str, hint: str | None = None) -> None:
+    def __init__(self, message: str, hint: str | None = None, operand: int | None = None) -> None:
         super().__init__(message)
         self.hint = hint
+        self.operand = operand
         self.node: Node | None = None
         self.span: Span | None = None
 
@@ -89,6 +90,11 @@ def token(name: str, width: Node | None = None) -> Token:
     return Token(Kind.REAL, axes, width, name)  # type: ignore[arg-type]
 
 
+def token_at(name: str, position: str) -> Token:
+    """The row of ``k`` or ``v`` at the key position ``i`` or ``j``: ``k[i]`` is the key of the query's own token."""
+    return Token(Kind.REAL, frozenset({"b", "h", position}), token(name).width, name)  # type: ignore[arg-type]
+
+
 def state(name: str, width: Node | None = None) -> State:
     return State(Kind.REAL, ROW_AXES, width, name)
 
@@ -113,21 +119,27 @@ def to_real(x: Node) -> Node:
     return Apply(Kind.REAL, x.axes, x.width, "real", (x,))
 
 
-def _common(args: Iterable[Node]) -> tuple[Node, ...]:
+def _reals(args: Iterable[Node], first: int = 0) -> tuple[Node, ...]:
+    """The arguments as reals; ``first`` is the number of the first among the operands."""
+    converted = []
+    for position, arg in enumerate(args, first):
+        if arg.kind is Kind.BOOL:
+            raise IllTyped("expected a number, found a truth value", "write `1 if ... else 0`", position)
+        converted.append(to_real(arg))
+    return tuple(converted)
+
+
+def _common(args: Iterable[Node], first: int = 0) -> tuple[Node, ...]:
     """The arguments, ``int`` ones converted if another is real."""
     args = tuple(args)
     kinds = {arg.kind for arg in args}
-    if kinds == {Kind.BOOL}:
-        return args
-    if Kind.BOOL in kinds:
-        raise IllTyped("expected a number, found a truth value", "write `1 if ... else 0`")
-    return args if kinds == {Kind.INT} else tuple(map(to_real, args))
+    return args if len(kinds) == 1 and Kind.REAL not in kinds else _reals(args, first)
 
 
 def _require(args: Iterable[Node], kind: Kind, what: str, hint: str | None = None) -> None:
-    for arg in args:
+    for position, arg in enumerate(args):
         if arg.kind is not kind:
-            raise IllTyped(f"{what} takes {kind} operands, found {arg.kind}", hint)
+            raise IllTyped(f"{what} takes {kind} operands, found {arg.kind}", hint, position)
 
 
 def same_width(args: Iterable[Node]) -> Node | None:
@@ -158,7 +170,7 @@ def apply(name: str, *operands: Node) -> Node:
         case Rule.ARITHMETIC:
             args = _common(args)
             if args[0].kind is Kind.BOOL:
-                raise IllTyped(f"{label} takes numbers, found truth values", "write `1 if ... else 0`")
+                raise IllTyped(f"{label} takes numbers, found truth values", "write `1 if ... else 0`", 0)
             kind = args[0].kind
         case Rule.TO_REAL:
             return to_real(args[0])
@@ -169,7 +181,7 @@ def apply(name: str, *operands: Node) -> Node:
             _require(args, Kind.INT, label, "use `floor(...)` to make an int of a real")
             kind = Kind.INT
         case Rule.ROUND:
-            args = tuple(map(to_real, args))
+            args = _reals(args)
             kind = Kind.INT
         case Rule.COMPARE:
             args = _common(args)
@@ -179,7 +191,7 @@ def apply(name: str, *operands: Node) -> Node:
             kind = Kind.BOOL
         case Rule.CHOOSE:
             _require(args[:1], Kind.BOOL, "the condition of `if`")
-            args = (args[0], *_common(args[1:]))
+            args = (args[0], *_common(args[1:], 1))
             kind = args[1].kind
     return Apply(kind, axes_of(args), same_width(args), name, args)
 
@@ -205,9 +217,9 @@ def dot(a: Node, b: Node) -> Node:
 
 
 def _vectors(what: str, *xs: Node) -> None:
-    for x in xs:
+    for position, x in enumerate(xs):
         if not x.is_vector:
-            raise IllTyped(f"`{what}` takes vectors over d, found a scalar")
+            raise IllTyped(f"`{what}` takes vectors over d, found a scalar", operand=position)
 
 
 def reduce_keys(op: str, x: Node) -> Node:
@@ -224,12 +236,17 @@ def reduce_width(op: str, x: Node) -> Node:
 def slice_(x: Node, lo: Node, hi: Node) -> Node:
     """Elements ``lo`` to ``hi`` of a vector."""
     _vectors("[lo:hi]", x)
-    width = apply("sub", hi, lo)
-    if isinstance(lo, Literal) and isinstance(hi, Literal):
-        width = literal(int(hi.value) - int(lo.value))
-        end = x.width.value if isinstance(x.width, Literal) else None
-        if lo.value < 0 or width.value <= 0 or (end is not None and hi.value > end):
-            raise IllTyped(f"[{lo.value}:{hi.value}] is not a part of a vector of width {end or 'D'}")
+    known = [bound.value if isinstance(bound, Literal) else None for bound in (lo, hi, x.width)]
+    first, last, end = known
+    outside = first is not None and first < 0
+    outside |= first is not None and last is not None and last <= first
+    outside |= end is not None and any(bound is not None and bound > end for bound in (first, last))
+    if outside:
+        shown = ["..." if bound is None else str(bound) for bound in known]
+        raise IllTyped(f"[{shown[0]}:{shown[1]}] is not a part of a vector of width {shown[2]}")
+    width = hi if first == 0 else apply("sub", hi, lo)
+    if first is not None and last is not None:
+        width = literal(int(last) - int(first))
     return Slice(x.kind, x.axes, width, x, lo, hi)
 
 
@@ -260,7 +277,7 @@ def matvec(x: Node, matrix: Read) -> Node:
 
 def cumsum(x: Node, at: Node) -> Node:
     """The running sum of ``x`` over key positions up to and including ``at``."""
-    return Cumsum(Kind.REAL, (x.axes - {"j"}) | at.axes, None, to_real(x), at)
+    return Cumsum(Kind.REAL, (x.axes - {"j"}) | at.axes, x.width, to_real(x), at)
 
 
 def solve(pair: Node, x: Node) -> Node:
