@@ -84,7 +84,7 @@ def test_every_spec_has_a_case() -> None:
     assert FORMULAS.keys() <= {case.name for case in CASES}
 
 
-@pytest.mark.parametrize("name", attentions())
+@pytest.mark.parametrize("name", list(attentions()))
 def test_spec_is_valid_as_it_stands(name: str) -> None:
     assert load(name).hash
 
