@@ -10,11 +10,16 @@ pass they stand for the running value, in later passes and in ``output`` and ``l
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal as OneOf
 
-from attnc.ir.nodes import Input, Node
+from attnc.ir.build import apply, literal
+from attnc.ir.nodes import Input, Node, State
+from attnc.ir.printer import expression
 from attnc.ir.program import Program
+from attnc.ir.traverse import postorder
 
 
 class NotLowerable(Exception):
@@ -57,6 +62,16 @@ class Pass:
     statistics: tuple[Statistic, ...]
     accumulators: tuple[Accumulator, ...]
 
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        """The terms, shifts and values, in order."""
+        found: list[Node | None] = []
+        for statistic in self.statistics:
+            found += [statistic.term, statistic.shift]
+        for accumulator in self.accumulators:
+            found += [accumulator.term, accumulator.value, accumulator.shift]
+        return tuple(node for node in found if node is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenMap:
@@ -91,3 +106,73 @@ class Plan:
     def family(self) -> OneOf["stream", "twopass"]:
         """``stream``: the keys are walked once; ``twopass``: statistics need walks of their own."""
         return "stream" if len(self.passes) == 1 else "twopass"
+
+    @property
+    def roots(self) -> tuple[Node, ...]:
+        """Every expression but those of the token maps, in the order of evaluation."""
+        passes = (node for step in self.passes for node in step.roots)
+        return (self.mask, *passes, self.output, *(() if self.lse is None else (self.lse,)))
+
+    def __str__(self) -> str:
+        return format_plan(self)
+
+
+def format_plan(plan: Plan) -> str:
+    """A plan in the notation of the language; what stands in it more than once is named where it is first used.
+
+    A sum ``relative to c`` is multiplied by ``exp(c(old) - c(new))`` whenever ``c`` grows.
+    """
+    printer = _Printer(plan)
+    count = len(plan.passes)
+    lines = [f"plan {plan.program.name}: {count} pass{'es' if count > 1 else ''} over the keys"]
+    for token_map in plan.tokens:
+        dims = ", ".join(expression(dim) for dim in token_map.result.dims)
+        lines.append(f"token {token_map.result.name}[{dims}] = {expression(token_map.expression)}")
+    lines += printer.lines("", "mask", plan.mask)
+    for number, step in enumerate(plan.passes, 1):
+        lines.append(f"pass {number}")
+        for s in step.statistics:
+            lines += printer.lines("    ", f"{s.op} {s.name} =", s.term, s.shift)
+        for a in step.accumulators:
+            summand = a.value if a.term is _ONE else apply("mul", a.term, a.value)
+            lines += printer.lines("    ", f"acc {a.name} =", summand, a.shift)
+    lines += printer.lines("", "output", plan.output)
+    if plan.lse is not None:
+        lines += printer.lines("", "lse", plan.lse)
+    return "\n".join(lines) + "\n"
+
+
+_ONE = literal(1.0)
+
+
+class _Printer:
+    """Prints the expressions of a plan with names for what they share."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.shared = _shared(plan.roots)
+        self.names: dict[Node, str] = {node: node.name for node in postorder(*plan.roots) if isinstance(node, State)}
+        self.count = 0
+
+    def lines(self, indent: str, label: str, root: Node, shift: Node | None = None) -> list[str]:
+        """The line of an expression, after those of the names that it is the first to use."""
+        lines: list[str] = []
+        for node in postorder(*((root,) if shift is None else (root, shift))):
+            if node in self.shared and node not in self.names:
+                lines.append(f"{indent}let t{self.count} = {expression(node, self.names)}")
+                self.names[node] = f"t{self.count}"
+                self.count += 1
+        relative = "" if shift is None else f"  relative to {expression(shift, self.names)}"
+        lines.append(f"{indent}{label} {expression(root, self.names)}{relative}")
+        return lines
+
+
+def _shared(roots: Sequence[Node]) -> frozenset[Node]:
+    """What is used in more than one place and is worth a name."""
+    uses = Counter(roots)
+    nodes = list(postorder(*roots))
+    uses.update(child for node in nodes for child in node.children)
+    return frozenset(
+        node
+        for node in nodes
+        if uses[node] > 1 and any(child.children for child in node.children) and not node.is_vector
+    )

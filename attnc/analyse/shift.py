@@ -43,9 +43,7 @@ def find_shift(term: Node, maxima: frozenset[Node], known: Mapping[Node, Sign]) 
         running -= stuck
 
 
-def _degrees(
-    term: Node, running: frozenset[Node], known: Mapping[Node, Sign]
-) -> tuple[Degree | None, frozenset[Node]]:
+def _degrees(term: Node, running: frozenset[Node], known: Mapping[Node, Sign]) -> tuple[Degree | None, frozenset[Node]]:
     """The degree of ``term`` (``None``: it is 0, so of any degree), and the maxima that stand in the way."""
     under: dict[Node, frozenset[Node]] = {}
     degrees: dict[Node, Degree | None] = {}

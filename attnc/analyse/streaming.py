@@ -144,9 +144,7 @@ class _Streaming:
         needed = {node for primitive in waiting for node in shifts[primitive].final}
         wanted = [p for p in shifts if p in needed and _ready(p, shifts)]
         dots = _dots(wanted)
-        return [
-            p for p in shifts if p in wanted or (p.op == "max" and _ready(p, shifts) and _dots([p]) <= dots)
-        ]
+        return [p for p in shifts if p in wanted or (p.op == "max" and _ready(p, shifts) and _dots([p]) <= dots)]
 
     def _emit(self, primitives: Sequence[Reduce], shifts: dict[Reduce, Shift]) -> dict[Node, Node]:
         """Makes the next pass; returns the state of each primitive."""
