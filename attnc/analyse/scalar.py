@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from attnc.ir.build import index
 from attnc.ir.nodes import Apply, Index, Literal, Node, Param, Read, Size
+from attnc.ir.traverse import postorder
 
 Environment = Mapping[str, Any]
-"""Values by name: sizes, positions, tile ends and parameters as numbers or tensors, inputs as tensors or nested lists."""
+"""Values by name: sizes, positions, tile ends, parameters as numbers or tensors; inputs as tensors or nested lists."""
 
 
 def _either(on_tensors: Callable[..., Any], on_numbers: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,31 +67,28 @@ def evaluate(node: Node, env: Environment) -> Any:
         ValueError: the node holds vectors or row reductions.
     """
     known: dict[Node, Any] = {}
+    for part in postorder(node):
+        known[part] = _value(part, known, env)
+    return known[node]
 
-    def value(node: Node) -> Any:
-        if node not in known:
-            known[node] = find(node)
-        return known[node]
 
-    def find(node: Node) -> Any:
-        match node:
-            case Literal():
-                return node.value
-            case Index(name="row") if "row" not in env:
-                return value(_I) - env["N"] + env["M"]
-            case Index(name="i") if "i" not in env:
-                return env["row"] + env["N"] - env["M"]
-            case Size() | Index() | Param():
-                if node.name not in env:
-                    raise KeyError(f"no value for `{node.name}`")
-                return env[node.name]
-            case Read():
-                return _read(torch.as_tensor(env[node.input.name]), [value(at) for at in node.children])
-            case Apply():
-                return _RUN[node.op](*map(value, node.args))
-        raise ValueError(f"not a scalar of positions and data: {type(node).__name__}")
-
-    return value(node)
+def _value(node: Node, known: Mapping[Node, Any], env: Environment) -> Any:
+    match node:
+        case Literal():
+            return node.value
+        case Index(name="row") if "row" not in env:
+            return env["i"] - env["N"] + env["M"]
+        case Index(name="i") if "i" not in env:
+            return env["row"] + env["N"] - env["M"]
+        case Size() | Index() | Param():
+            if node.name not in env:
+                raise KeyError(f"no value for `{node.name}`")
+            return env[node.name]
+        case Read():
+            return _read(torch.as_tensor(env[node.input.name]), [known[at] for at in node.children])
+        case Apply():
+            return _RUN[node.op](*(known[arg] for arg in node.args))
+    raise ValueError(f"not a scalar of positions and data: {type(node).__name__}")
 
 
 def _read(data: torch.Tensor, indices: list[Any]) -> Any:
@@ -104,6 +101,3 @@ def _read(data: torch.Tensor, indices: list[Any]) -> Any:
         return data.new_zeros(inside.shape)
     found = torch.where(inside, data[tuple(clamped)], torch.zeros((), dtype=data.dtype))
     return found if found.ndim else found.item()
-
-
-_I = index("i")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from attnc.analyse.mask.bounds import Box
-from attnc.analyse.mask.formula import formula
+from attnc.analyse.mask.formula import Opaque, formula
 from attnc.analyse.mask.linear import PAIR_AXES, atom
 from attnc.analyse.mask.ranges import KEYS, ROWS, ranges_of
 from attnc.analyse.mask.truth import all_of, negation
 from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO, Visibility
 from attnc.ir.nodes import Apply, Index, Literal, Node, Param, Size
+from attnc.ir.traverse import postorder
+
+DEEPEST = 100
+"""Nothing is said of a mask whose operations nest deeper."""
 
 
 def analyse_mask(mask: Node) -> Visibility:
@@ -17,7 +21,7 @@ def analyse_mask(mask: Node) -> Visibility:
     Sound for every size, parameter and input: no visible pair lies in an ``empty`` tile or outside the ranges, none
     that is masked in a ``full`` one.
     """
-    normal = formula(mask)
+    normal = formula(mask) if depth(mask) <= DEEPEST else Opaque(mask)
     needed: dict[Node, None] = {}
     tile = Box({"i": (atom(I_LO), atom(I_HI)), "j": (atom(J_LO), atom(J_HI))}, needed)
     empty, full = negation(tile.can_hold(normal)), tile.must_hold(normal)
@@ -35,16 +39,16 @@ def analyse_mask(mask: Node) -> Visibility:
     )
 
 
+def depth(node: Node) -> int:
+    """How many operations nest in ``node``."""
+    depths: dict[Node, int] = {}
+    for part in postorder(node):
+        depths[part] = 1 + max((depths[child] for child in part.children), default=0)
+    return depths[node]
+
+
 def _depends_on_data(node: Node) -> bool:
     """Whether something other than positions, sizes and parameters varies with ``i`` or ``j``."""
-    seen: set[Node] = set()
-    stack = [node]
-    while stack:
-        node = stack.pop()
-        if node in seen or not node.axes & PAIR_AXES:
-            continue
-        seen.add(node)
-        if not isinstance(node, Apply | Index | Literal | Param | Size):
-            return True
-        stack.extend(node.children)
-    return False
+    return any(
+        node.axes & PAIR_AXES and not isinstance(node, Apply | Index | Literal | Param | Size) for node in postorder(node)
+    )

@@ -124,7 +124,10 @@ class Box:
         def end(join: Callable[[Linear, Linear], Linear], x: Linear | None, y: Linear | None) -> Linear | None:
             if x is None or y is None:
                 return None
-            return choose(can, choose(must, x, join(x, y)), y)
+            joined = join(x, y)
+            if joined == x:
+                return choose(can, x, y)
+            return choose(must, x, y) if joined == y else choose(can, choose(must, x, joined), y)
 
         return end(least, a[0], b[0]), end(greatest, a[1], b[1])
 
@@ -141,8 +144,11 @@ class Box:
             case Opaque(node):
                 return TRUE if node.axes & PAIR_AXES else node
             case All(parts):
-                facts += tuple(part.x for part in parts if isinstance(part, AtLeastZero))
-                return all_of(*(self.can_hold(part, facts) for part in parts))
+                known = tuple(part.x for part in parts if isinstance(part, AtLeastZero))
+                narrow = self._narrowed(known)
+                return all_of(
+                    *((self if _is_about_one(part) else narrow).can_hold(part, facts + known) for part in parts)
+                )
             case Some(parts):
                 return any_of(*(self.can_hold(part, facts) for part in parts))
         assert_never(f)
@@ -160,8 +166,22 @@ class Box:
             case All(parts):
                 return all_of(*map(self.must_hold, parts))
             case Some(parts):
-                return any_of(*map(self.must_hold, parts))
+                narrow = self._narrowed(tuple(-part.x - 1 for part in parts if isinstance(part, AtLeastZero)))
+                return any_of(*((self if _is_about_one(part) else narrow).must_hold(part) for part in parts))
         assert_never(f)
+
+    def _narrowed(self, facts: Facts) -> Box:
+        """The part of the box where those facts hold that bound ``i`` or ``j`` alone; it may be nothing."""
+        positions = dict(self._positions)
+        for fact in facts:
+            match fact.varying().terms:
+                case ((Index(name=name), 1),):
+                    lo, hi = positions[name]
+                    positions[name] = _of_any(greatest, lo, fact.varying() - fact), hi
+                case ((Index(name=name), -1),):
+                    lo, hi = positions[name]
+                    positions[name] = lo, _of_any(least, hi, fact - fact.varying())
+        return Box(positions, self._needed) if positions != self._positions else self
 
     def _can_be_zero(self, x: Linear, facts: Facts) -> Node:
         if (found := _as_remainder(x)) is not None:
@@ -170,7 +190,8 @@ class Box:
             lo, hi = self._ends_given(dividend, facts)
             if lo is None or hi is None:
                 return TRUE
-            return all_of(_in_remainders(rest, by), at_least_zero(quotient(hi - rest, by) - quotient(lo - rest - 1, by) - 1))
+            met = quotient(hi - rest, by) - quotient(lo - rest - 1, by) - 1
+            return all_of(_in_remainders(rest, by), at_least_zero(met))
         if (word := _as_one_bit(x)) is not None:
             lo, hi = self._ends_given(word, facts)
             return TRUE if lo is None or hi is None else _has_power_of_two(lo, hi)
@@ -207,6 +228,11 @@ class Box:
             elif fact.varying() == -moving:
                 hi = _of_any(least, hi, x + fact)
         return lo, hi
+
+
+def _is_about_one(part: Formula) -> bool:
+    """Whether it compares ``i`` or ``j`` alone, so that narrowing by it would be circular."""
+    return isinstance(part, AtLeastZero) and len(part.x.varying().terms) == 1
 
 
 def _of_both(join: Callable[[Linear, Linear], Linear], x: Linear | None, y: Linear | None) -> Linear | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import product
 from math import inf
 
 from attnc.analyse.mask.linear import Linear, atom, linear
 from attnc.ir.nodes import Apply, Index, Literal, Node
+
+MOST_BOUNDS = 8
 
 
 def leaves_gaps(lower: tuple[Linear, ...], upper: tuple[Linear, ...], w: str, tolerated: int) -> bool:
@@ -13,14 +16,32 @@ def leaves_gaps(lower: tuple[Linear, ...], upper: tuple[Linear, ...], w: str, to
 
     From ``w`` to ``w + 1`` the hole is ``f(w + 1) - g(w) - 1``, at most ``max(f - g)`` plus the step of either.
     """
-    return any(
-        _greatest(f - g, w) + min(_step(f, w), _step(g, w)) > tolerated for f in lower for g in upper
-    )
+
+    def hole(f: Linear, g: Linear) -> float:
+        cases = product(_bounds(f, "min"), _bounds(g, "max"))
+        return min(_greatest(a - b, w) + min(_step(a, w), _step(b, w)) for a, b in cases)
+
+    return any(hole(f, g) > tolerated for f in lower for g in upper)
+
+
+def _bounds(x: Linear, op: str) -> list[Linear]:
+    """``x`` and what bounds it (from above where ``op`` is ``min``): the arguments of its minima."""
+    found = [x]
+    for bound in found:
+        for term, c in bound.terms:
+            if isinstance(term, Apply) and term.op == (op if c > 0 else _OPPOSITE[op]) and len(found) < MOST_BOUNDS:
+                found += [bound - atom(term).scaled(c) + linear(arg).scaled(c) for arg in term.args]
+    return found
+
+
+_OPPOSITE = {"min": "max", "max": "min"}
 
 
 def _greatest(x: Linear, w: str) -> float:
-    """An upper bound of ``x`` over all ``w``; what is the same for all ``w`` is taken to be at most 0, because
-    where it is more the ranges are empty."""
+    """An upper bound of ``x`` over all ``w``.
+
+    What is the same for all ``w`` is taken to be at most 0, because where it is more the ranges are empty.
+    """
     moving = x.varying(frozenset(w))
     for term, c in moving.terms:
         if not isinstance(term, Apply):

@@ -15,6 +15,9 @@ from attnc.ir.nodes import Apply, Kind, Literal, Node
 MOST_CASES = 32
 """How many cases ``abs min max`` and ``if`` may split one comparison into; beyond it they are bounded whole."""
 
+MOST_ATOMS = 256
+"""Nothing is said of a condition with more of them."""
+
 FARTHEST = float(2**30)
 """Positions are smaller; a real bound beyond it is clamped before it becomes an int."""
 
@@ -43,11 +46,15 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class All:
+    """Every part holds."""
+
     parts: tuple[Formula, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Some:
+    """Some part holds."""
+
     parts: tuple[Formula, ...]
 
 
@@ -78,6 +85,15 @@ def either(*parts: Formula) -> Formula:
 
 def formula(mask: Node, holds: bool = True) -> Formula:
     """What ``mask`` (or its negation, where ``holds`` is false) says."""
+    said = _formula(mask, holds)
+    return said if _atoms(said) <= MOST_ATOMS else Opaque(mask if holds else negation(mask))
+
+
+def _atoms(f: Formula) -> int:
+    return sum(map(_atoms, f.parts)) if isinstance(f, All | Some) else 1
+
+
+def _formula(mask: Node, holds: bool) -> Formula:
     match mask:
         case Literal():
             return ALWAYS if bool(mask.value) == holds else NEVER

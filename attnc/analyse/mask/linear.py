@@ -14,7 +14,8 @@ from attnc.ir.build import apply, literal, size
 from attnc.ir.nodes import Apply, Index, Kind, Literal, Node, Size
 
 PAIR_AXES = frozenset("ij")
-TILE_ENDS = ((I_LO, I_HI), (J_LO, J_HI))
+_ORDERED = ((I_LO, I_HI, 0), (J_LO, J_HI, 0), (I_LO, size("N"), 1), (J_LO, size("N"), 1))
+"""``(a, b, d)`` with ``b - a >= d`` for every tile that has a pair."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,9 +26,7 @@ class Linear:
     constant: int
 
     def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Linear) and self.constant == other.constant and dict(self.terms) == dict(other.terms)
-        )
+        return isinstance(other, Linear) and self.constant == other.constant and dict(self.terms) == dict(other.terms)
 
     def __hash__(self) -> int:
         return hash((frozenset(self.terms), self.constant))
@@ -112,13 +111,14 @@ def _sum(added: list[Node], taken: list[Node]) -> Node:
 
 def nonnegative(x: Linear) -> bool:
     """Whether ``x >= 0`` whatever the sizes, parameters, data and tile (``False``: not known)."""
-    total = dict(x.terms)
-    for lo, hi in TILE_ENDS:
-        shared = min(total.get(hi, 0), -total.get(lo, 0))
+    total, least_rest = dict(x.terms), x.constant
+    for less, more, least_difference in _ORDERED:
+        shared = min(total.get(more, 0), -total.get(less, 0))
         if shared > 0:
-            total[hi] -= shared
-            total[lo] += shared
-    if x.constant >= 0 and all(c == 0 or (c > 0 and _node_nonnegative(t)) for t, c in total.items()):
+            total[more] -= shared
+            total[less] += shared
+            least_rest += shared * least_difference
+    if least_rest >= 0 and all(c == 0 or (c > 0 and _node_nonnegative(t)) for t, c in total.items()):
         return True
     for term, c in x.terms:
         if c and isinstance(term, Apply) and term.op == ("max" if c > 0 else "min"):

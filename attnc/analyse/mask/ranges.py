@@ -26,9 +26,9 @@ from attnc.analyse.mask.formula import (
 )
 from attnc.analyse.mask.linear import (
     PAIR_AXES,
+    Linear,
     M,
     N,
-    Linear,
     atom,
     choose,
     constant,
@@ -164,9 +164,9 @@ def _solve_inequality(x: Linear, axis: Axis, needed: dict[Node, None], cases: in
             return _solve(AtLeastZero(-edge if c > 0 else edge + divisor - 1), axis, needed, cases // 4)
         case Apply(op="mul", args=(a, b)):
             inner, factor = (a, b) if axis.v in a.axes else (b, a)
-            if not factor.axes & PAIR_AXES and positive(linear(factor)):
-                by = linear(factor)
-                edge = linear(inner) + quotient(-bound, by) if c > 0 else quotient(bound, by) - linear(inner)
+            times = linear(factor)
+            if not factor.axes & PAIR_AXES and positive(times):
+                edge = linear(inner) + quotient(-bound, times) if c > 0 else quotient(bound, times) - linear(inner)
                 return _solve(AtLeastZero(edge), axis, needed, cases // 4)
     return [Piece(known=False, tight=False)]
 
@@ -198,8 +198,9 @@ def _is_void(piece: Piece) -> bool:
 def _merged(pieces: list[Piece], axis: Axis) -> list[Piece]:
     """The same union in fewer pieces: half-lines in one direction are one half-line."""
     pieces = list(dict.fromkeys(piece for piece in pieces if not _is_void(piece)))
-    if Piece() in pieces:
-        return [Piece()]
+    for whole in (Piece(), Piece(known=False, tight=False)):
+        if whole in pieces:
+            return [whole]
     open_ = [p for p in pieces if p.known and p.tight and not (p.lower and p.upper)]
     if len(open_) > 1:
         pieces = [p for p in pieces if p not in open_]
