@@ -2,31 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from attnc.analyse.scalar import evaluate
 from attnc.errors import ArgumentError, did_you_mean
-from attnc.ir.nodes import Apply, Index, Input, Kind, Literal, Node, Size
+from attnc.ir.nodes import Input, Kind, Node
 from attnc.ir.printer import expression
 from attnc.ir.program import Parameter, Program
-
-_INTEGER: dict[str, Callable[..., int]] = {
-    "add": lambda a, b: a + b,
-    "sub": lambda a, b: a - b,
-    "mul": lambda a, b: a * b,
-    "floordiv": lambda a, b: a // b,
-    "mod": lambda a, b: a % b,
-    "neg": lambda a: -a,
-    "abs": abs,
-    "min": lambda a, b: a if a < b else b,
-    "max": lambda a, b: a if a > b else b,
-    "shl": lambda a, b: a << b,
-    "shr": lambda a, b: a >> b,
-    "bitand": lambda a, b: a & b,
-    "bitor": lambda a, b: a | b,
-    "bitxor": lambda a, b: a ^ b,
-}
 
 
 def size_value(node: Node, sizes: Mapping[str, int]) -> int:
@@ -35,17 +19,11 @@ def size_value(node: Node, sizes: Mapping[str, int]) -> int:
     Raises:
         ArgumentError: it divides by zero.
     """
-    match node:
-        case Literal(value=value):
-            return int(value)
-        case Size(name=name) | Index(name=name):
-            return sizes[name]
-        case Apply(op=op, args=args):
-            values = [size_value(arg, sizes) for arg in args]
-            if op in ("floordiv", "mod") and values[1] == 0:
-                raise ArgumentError("sizes", f"a dimension divides by zero at the sizes {dict(sizes)}")
-            return _INTEGER[op](*values)
-    raise AssertionError(f"a size cannot contain {type(node).__name__}")
+    try:
+        value: int = evaluate(node, sizes)
+    except ZeroDivisionError:
+        raise ArgumentError("sizes", f"`{expression(node)}` divides by zero at the sizes {dict(sizes)}") from None
+    return value
 
 
 @dataclass(frozen=True, slots=True)

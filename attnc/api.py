@@ -1,0 +1,189 @@
+"""The functions a user calls: ``load``, ``loads`` and ``compile``."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from attnc.backends.protocol import Kernel, Target, Workload
+from attnc.bundle import Bundle, Variant, default_inputs, is_bundle, write_bundle
+from attnc.compiler import Constants, JustInTime, Spec, check_spec
+from attnc.errors import ArgumentError, did_you_mean
+from attnc.grammar.diagnostic import SpecError
+from attnc.grammar.source import Source
+from attnc.ir.program import Program
+from attnc.op import Op
+from attnc.runtime import Widths
+from attnc.targets import backend_for, parse_target
+
+DTYPES = ("bf16", "f16", "f32", "f64")
+DEFAULT_DTYPES: Mapping[str, tuple[str, ...]] = {
+    "cpu": ("f32", "bf16"),
+    "cuda": ("bf16", "f16"),
+    "hip": ("bf16", "f16"),
+}
+DEFAULT_WIDTHS: tuple[Widths, ...] = ((64, 64), (128, 128))
+OTHER_WIDTHS: tuple[Widths, ...] = ((32, 32), (80, 80), (96, 96), (256, 256), (192, 128), (576, 512))
+"""Tried in order where a spec suits none of :data:`DEFAULT_WIDTHS`."""
+
+PathLike = str | os.PathLike[str]
+
+
+def load(
+    path: PathLike,
+    name: str | None = None,
+    *,
+    backend: str | None = None,
+    search: Sequence[PathLike] = (),
+    constants: Constants | None = None,
+    **more_constants: int | float | bool,
+) -> Op:
+    """The operator of a spec file, or of a bundle that ``attnc compile`` wrote.
+
+    Args:
+        path: a ``.attn`` file, or the folder of a bundle.
+        name: which attention of the file, if it has several. ``"f.attn:name"`` as ``path`` says the same.
+        backend: ``"triton"`` or ``"tvm"`` instead of the usual one of a device.
+        search: folders besides the file's own in which imports are looked for.
+        constants: values for the ``const`` declarations of the spec, also accepted as keywords.
+
+    Raises:
+        SpecError: the spec is wrong; holds all its errors.
+        BundleError: the folder is no bundle, damaged, or of a newer format.
+        OSError: there is no such file.
+    """
+    given = {**(constants or {}), **more_constants}
+    where = Path(path)
+    if where.is_dir():
+        if given or name:
+            raise ArgumentError("constants", f"{where} is a bundle: its constants and its attention are settled")
+        bundle = Bundle(where)
+        return Op(bundle.program, bundle)
+    where, name = split_name(where, name)
+    source = Source(str(where), where.read_text(encoding="utf-8"))
+    return _op(Spec(source, name, given, (where.parent, *map(Path, search))), backend)
+
+
+def loads(
+    text: str,
+    name: str | None = None,
+    *,
+    backend: str | None = None,
+    search: Sequence[PathLike] = (),
+    constants: Constants | None = None,
+    **more_constants: int | float | bool,
+) -> Op:
+    """:func:`load` for the text of a spec."""
+    spec = Spec(Source("<string>", text), name, {**(constants or {}), **more_constants}, tuple(map(Path, search)))
+    return _op(spec, backend)
+
+
+def _op(spec: Spec, backend: str | None) -> Op:
+    program = check_spec(spec)
+    return Op(program, JustInTime(program, backend))
+
+
+def split_name(path: Path, name: str | None) -> tuple[Path, str | None]:
+    """``f.attn:name`` as file and name, unless a file is called just that."""
+    stem, colon, last = str(path).rpartition(":")
+    if name is None and colon and last.isidentifier() and not path.exists():
+        return Path(stem), last
+    return path, name
+
+
+def compile(
+    path: PathLike,
+    target: str,
+    output: PathLike,
+    name: str | None = None,
+    *,
+    backend: str | None = None,
+    search: Sequence[PathLike] = (),
+    constants: Constants | None = None,
+    head_dims: Sequence[int | Widths] = (),
+    dtypes: Sequence[str] = (),
+    lse: bool = False,
+    progress: Callable[[str], None] = lambda what: None,
+) -> Op:
+    """Compile a spec ahead of time into a bundle, and return its operator; needs no device of the target.
+
+    Args:
+        path: a ``.attn`` file, or ``"f.attn:name"``.
+        target: ``"cpu"``, ``"cuda"``, ``"cuda:sm_80"``, ``"cuda:sm_90"``, ``"cuda:sm_100"``, ``"hip:gfx942"``.
+        output: the folder to write; a bundle that stands there is replaced.
+        name: which attention of the file, if it has several.
+        backend: ``"triton"`` or ``"tvm"`` instead of the usual one of the target.
+        search: folders besides the file's own in which imports are looked for.
+        constants: values for the ``const`` declarations of the spec.
+        head_dims: widths of q and k, or pairs ``(D, E)``; 64 and 128 by default, or the first known one that suits.
+        dtypes: out of ``bf16 f16 f32 f64``; bf16 and f16 for GPUs, f32 and bf16 for CPUs by default.
+        lse: also build kernels that return the log-sum-exp.
+        progress: called with the name of each kernel before it is built.
+
+    Raises:
+        SpecError: the spec is wrong, or asks for what the target cannot do.
+        TargetError: no such target or backend, or it is not installed.
+        BundleError: ``output`` is a folder that holds something else.
+    """
+    where, name = split_name(Path(path), name)
+    source = Source(str(where), where.read_text(encoding="utf-8"))
+    program = check_spec(Spec(source, name, constants or {}, (where.parent, *map(Path, search))))
+    machine = parse_target(target)
+    just = JustInTime(program, backend)
+    widths = [(d, d) if isinstance(d, int) else d for d in head_dims] or default_widths(just)
+    kernels: dict[Variant, Kernel] = {}
+    for variant in variants(program, machine, widths, dtypes, lse):
+        if variant.workload.lse and (problem := just.lse_problem(variant.widths)):
+            raise ArgumentError("lse", problem)
+        progress(variant.name)
+        kernels[variant] = just.kernel(variant.widths, variant.workload, machine)
+    write_bundle(Path(output), program, source.text, machine, backend_for(machine, backend).name, kernels)
+    return load(output)
+
+
+def variants(
+    program: Program, target: Target, widths: Sequence[Widths], dtypes: Sequence[str], lse: bool
+) -> list[Variant]:
+    """The kernels that a bundle is to hold.
+
+    Raises:
+        ArgumentError: an unknown element type, or a width that is not positive.
+    """
+    for dtype in dtypes:
+        if dtype not in DTYPES:
+            raise ArgumentError(
+                "dtype", f"unknown dtype `{dtype}`{did_you_mean(dtype, DTYPES)}; known are bf16 f16 f32 f64"
+            )
+    for d, e in widths:
+        if d < 1 or e < 1:
+            raise ArgumentError("head_dims", f"a head width must be positive, found {d}:{e}")
+    kinds = [source.kind for source in program.inputs]
+    return [
+        Variant(pair, Workload(dtype, default_inputs(kinds, dtype), with_lse))
+        for pair in dict.fromkeys(widths)
+        for dtype in dict.fromkeys(dtypes or DEFAULT_DTYPES[target.kind])
+        for with_lse in ((False, True) if lse else (False,))
+    ]
+
+
+def default_widths(source: JustInTime) -> list[Widths]:
+    """The default head widths that suit a spec.
+
+    Raises:
+        SpecError: none does.
+    """
+    for candidates in (DEFAULT_WIDTHS, *((pair,) for pair in OTHER_WIDTHS)):
+        suited = [pair for pair in candidates if _suits(source, pair)]
+        if suited:
+            return suited
+    source.plan(DEFAULT_WIDTHS[0])
+    raise AssertionError("the widths that do not suit were refused")
+
+
+def _suits(source: JustInTime, widths: Widths) -> bool:
+    try:
+        source.plan(widths)
+    except SpecError:
+        return False
+    return True

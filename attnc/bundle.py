@@ -1,0 +1,220 @@
+"""Bundles: a folder with the kernels of one program for one target, which runs where no compiler is.
+
+=================== =====================================================================================
+``manifest.json``    format version, target, what each kernel is for, the digest of every file
+``program.txt``      the program, as :mod:`attnc.ir.printer` writes it: what ``op.reference`` needs
+``spec.attn``        the text it was compiled from, for people
+``kernels/NAME/``    what the backend saved
+``sources/NAME/``    generated source and assembly, for people
+=================== =====================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from attnc import cache
+from attnc.backends.protocol import Kernel, Target, Workload
+from attnc.errors import BundleError
+from attnc.ir.printer import print_program
+from attnc.ir.program import Program
+from attnc.ir.reader import Unreadable, read_program
+from attnc.runtime import Widths
+from attnc.targets import backend_for
+
+KIND = "attnc bundle"
+FORMAT = 1
+MANIFEST = cache.MANIFEST
+
+WIDER: Mapping[str, tuple[str, ...]] = {
+    "bf16": ("bf16", "f32", "f64"),
+    "f16": ("f16", "f32", "f64"),
+    "f32": ("f32", "f64"),
+    "i32": ("i32", "i64"),
+}
+"""The element types that hold every value of another: what an input may be handed over as."""
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """What one kernel of a bundle is for."""
+
+    widths: Widths
+    workload: Workload
+
+    @property
+    def name(self) -> str:
+        d, e = self.widths
+        return f"{self.workload.dtype}-d{d}-e{e}" + ("-lse" if self.workload.lse else "")
+
+
+def write_bundle(
+    where: Path,
+    program: Program,
+    text: str,
+    target: Target,
+    backend: str,
+    kernels: Mapping[Variant, Kernel],
+) -> None:
+    """Write a bundle as the folder ``where``, in one step: nothing or a whole one stands there afterwards.
+
+    Raises:
+        BundleError: something that is not a bundle stands there already.
+    """
+    if where.exists() and any(where.iterdir() if where.is_dir() else [where]) and not is_bundle(where):
+        raise BundleError(f"{where} exists and is no bundle: name another folder")
+    where.parent.mkdir(parents=True, exist_ok=True)
+    made = Path(tempfile.mkdtemp(prefix=f".{where.name}-", dir=where.parent))
+    try:
+        made.chmod(0o755)
+        entries = [_write_kernel(made, variant, kernel) for variant, kernel in kernels.items()]
+        (made / "program.txt").write_text(print_program(program), encoding="utf-8")
+        (made / "spec.attn").write_text(text, encoding="utf-8")
+        manifest = {
+            "kind": KIND,
+            "format": FORMAT,
+            "attnc": _version(),
+            "name": program.name,
+            "target": str(target),
+            "machine": platform.machine() if target.kind == "cpu" else "",
+            "backend": backend,
+            "kernels": entries,
+            "files": cache.digests(made),
+        }
+        (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+        if where.exists():
+            shutil.rmtree(where)
+        made.rename(where)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def _write_kernel(made: Path, variant: Variant, kernel: Kernel) -> dict[str, Any]:
+    kernels, sources = made / "kernels" / variant.name, made / "sources" / variant.name
+    kernels.mkdir(parents=True)
+    sources.mkdir(parents=True)
+    saved = dict(kernel.save(kernels))
+    for name, text in kernel.texts.items():
+        (sources / name).write_text(text, encoding="utf-8")
+    return {"name": variant.name, "widths": list(variant.widths), "workload": asdict(variant.workload), "kernel": saved}
+
+
+def is_bundle(where: Path) -> bool:
+    """Whether a folder says that it is a bundle, of whatever format and in whatever state."""
+    try:
+        return bool(json.loads((where / MANIFEST).read_text(encoding="utf-8"))["kind"] == KIND)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+class Bundle:
+    """A bundle on disk, as :class:`attnc.runtime.KernelSource`. Every file is verified when it is opened.
+
+    Raises:
+        BundleError: the folder is no bundle, is damaged, or is of a newer format.
+    """
+
+    def __init__(self, where: Path) -> None:
+        self._where = where
+        manifest = _read_manifest(where)
+        try:
+            if damaged := cache.changed_files(where, manifest["files"]):
+                raise BundleError(f"the bundle {where} is damaged: {damaged[0]} is missing or was changed")
+            self.program: Program = read_program((where / "program.txt").read_text(encoding="utf-8"))
+            self.target = str(manifest["target"])
+            self._machine = str(manifest["machine"])
+            self._backend = str(manifest["backend"])
+            self.tag = f"{where.resolve()} {cache.key_of(manifest)}"
+            self._entries = {_variant(entry): entry for entry in manifest["kernels"]}
+        except (KeyError, TypeError, ValueError, Unreadable, OSError) as error:
+            if isinstance(error, BundleError):
+                raise
+            raise BundleError(f"the bundle {where} is damaged: {MANIFEST}: {error}") from None
+
+    def kernel(self, widths: Widths, workload: Workload, target: Target) -> Kernel:
+        """Load the kernel for a call.
+
+        Raises:
+            BundleError: the bundle is for another target, or has no such kernel.
+        """
+        if str(target) != self.target:
+            raise BundleError(f"the bundle {self._where} is for target `{self.target}`, the tensors are on `{target}`")
+        if self._machine and self._machine != platform.machine():
+            raise BundleError(
+                f"the bundle {self._where} is for {self._machine} processors, this one is {platform.machine()}"
+            )
+        variant = Variant(widths, workload)
+        if variant not in self._entries:
+            held = ", ".join(sorted(known.name for known in self._entries))
+            raise BundleError(
+                f"the bundle {self._where} has no kernel {variant.name} with inputs {list(workload.inputs)}; it has "
+                f"{held}: compile it with --head-dim, --dtype or --lse as needed"
+            )
+        entry = self._entries[variant]
+        try:
+            return backend_for(target, self._backend).load(self._where / "kernels" / entry["name"], entry["kernel"])
+        except (KeyError, TypeError, ValueError, OSError) as error:
+            raise BundleError(f"the bundle {self._where} cannot be run here: {entry['name']}: {error}") from error
+
+    def lse_problem(self, widths: Widths) -> str | None:
+        """Why no kernel of these widths gives the log-sum-exp."""
+        if any(variant.widths == widths and variant.workload.lse for variant in self._entries):
+            return None
+        return (
+            f"the bundle {self._where} has no kernel that returns the log-sum-exp for D={widths[0]}, E={widths[1]}: "
+            f"compile it with --lse"
+        )
+
+    def input_dtypes(self, dtype: str, inputs: tuple[str, ...]) -> tuple[str, ...]:
+        """The types that the bundle's kernels take where they hold every value of the given ones."""
+        for variant in self._entries:
+            taken = variant.workload.inputs
+            if variant.workload.dtype == dtype and all(
+                wide in WIDER.get(given, (given,)) for given, wide in zip(inputs, taken, strict=True)
+            ):
+                return taken
+        return inputs
+
+
+def _read_manifest(where: Path) -> dict[str, Any]:
+    path = where / MANIFEST
+    if not path.is_file():
+        raise BundleError(f"{where} is no bundle: it has no {MANIFEST}")
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"the bundle {where} is damaged: {MANIFEST}: {error}") from None
+    if not isinstance(manifest, dict) or manifest.get("kind") != KIND:
+        raise BundleError(f"{where} is no bundle: its {MANIFEST} is of something else")
+    version = manifest.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise BundleError(
+            f"the bundle {where} has format {version}, written by attnc {manifest.get('attnc')}; this is attnc "
+            f"{_version()}, which reads formats up to {FORMAT}"
+        )
+    return manifest
+
+
+def _variant(entry: Mapping[str, Any]) -> Variant:
+    d, e = entry["widths"]
+    workload = entry["workload"]
+    return Variant((int(d), int(e)), Workload(workload["dtype"], tuple(workload["inputs"]), bool(workload["lse"])))
+
+
+def _version() -> str:
+    import attnc
+
+    return attnc.__version__
+
+
+def default_inputs(kinds: Sequence[str], dtype: str) -> tuple[str, ...]:
+    """Element types of inputs that hold those of most calls: reals in f32 (f64 with f64), ints in 64 bits."""
+    real = "f64" if dtype == "f64" else "f32"
+    return tuple({"real": real, "int": "i64", "bool": "bool"}[kind] for kind in kinds)

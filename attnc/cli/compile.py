@@ -1,0 +1,113 @@
+"""What ``attnc check``, ``explain`` and ``compile`` do."""
+
+from __future__ import annotations
+
+import enum
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from attnc import api
+from attnc.cli.console import Exit, err, fail, out, progress
+from attnc.compiler import Constants, JustInTime, Spec, check_spec, print_plan
+from attnc.grammar.source import Source
+from attnc.ir.printer import print_program
+from attnc.ir.program import Program
+from attnc.runtime import Widths
+from attnc.targets import parse_target
+
+
+class Emit(enum.StrEnum):
+    """A stage of the compiler that can be looked at."""
+
+    IR = "ir"
+    PLAN = "plan"
+    SOURCE = "source"
+    ASM = "asm"
+
+
+ASSEMBLY = {".s", ".asm", ".ptx", ".amdgcn", ".ll", ".llir"}
+"""Endings of the texts of a kernel that are the machine's rather than the template's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """The options of ``attnc compile``."""
+
+    spec: str
+    constants: Constants
+    target: str
+    backend: str | None
+    widths: list[Widths]
+    dtypes: list[str]
+    lse: bool
+
+    def program(self) -> Program:
+        return check_spec(spec_of(self.spec, self.constants))
+
+
+def spec_of(argument: str, constants: Constants) -> Spec:
+    """The spec that the argument of a command names."""
+    path, name = api.split_name(Path(argument), None)
+    return Spec(Source(str(path), path.read_text(encoding="utf-8")), name, constants, (path.parent,))
+
+
+def widths_of(text: str) -> Widths:
+    """``64`` or ``192:128`` as head widths."""
+    d, _, e = text.partition(":")
+    if not d.isdigit() or not (e or d).isdigit():
+        fail(f"`--head-dim {text}`: write D or D:E, two positive numbers", Exit.USAGE)
+    return int(d), int(e or d)
+
+
+def explain(argument: str, constants: Constants, widths: Widths) -> None:
+    """Print what was derived."""
+    program = check_spec(spec_of(argument, constants))
+    out.print(api.op_of(program).explain(*widths), markup=False)
+
+
+def emit(request: Request, stage: Emit) -> None:
+    """Print one stage for the first of the head widths and element types."""
+    just = JustInTime(request.program(), request.backend)
+    target = parse_target(request.target)
+    widths = request.widths or api.default_widths(just)
+    match stage:
+        case Emit.IR:
+            print(print_program(just.plan(widths[0]).program), end="")
+        case Emit.PLAN:
+            print(print_plan(just.plan(widths[0])))
+        case Emit.SOURCE | Emit.ASM:
+            first = api.variants(just.program, target, widths, request.dtypes, lse=request.lse)[
+                -1 if request.lse else 0
+            ]
+            with progress(f"compiling {first.name}"):
+                kernel = just.kernel(first.widths, first.workload, target)
+            for name, text in kernel.texts.items():
+                if (Path(name).suffix in ASSEMBLY) == (stage is Emit.ASM):
+                    print(f"# {name}\n{text.rstrip()}\n")
+
+
+def compile_to(request: Request, folder: Path) -> None:
+    """Write a bundle and say what it holds."""
+    started = time.perf_counter()
+    with err.status("reading the spec") if err.is_terminal else progress("") as status:
+        made = api.compile(
+            request.spec,
+            request.target,
+            folder,
+            backend=request.backend,
+            constants=request.constants,
+            head_dims=request.widths,
+            dtypes=request.dtypes,
+            lse=request.lse,
+            progress=lambda name: status.update(f"compiling {name}") if status else None,
+        )
+    took = time.perf_counter() - started
+    out.print(f"{made.name}: wrote {folder} in {took:.1f} s", markup=False)
+
+
+def default_folder(request: Request) -> Path:
+    """Where a bundle goes that was given no folder: beside the caller, by spec and target."""
+    path, name = api.split_name(Path(request.spec), None)
+    return Path("-".join(filter(None, (path.stem, name, str(parse_target(request.target)).replace(":", "-")))))

@@ -1,0 +1,106 @@
+"""``attnc doctor``: what is installed, which targets work here, and why others do not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import sys
+
+from rich.table import Table
+
+import attnc
+from attnc import cache
+from attnc.backends.protocol import Target, Workload
+from attnc.cli.console import out
+from attnc.compiler import JustInTime, Spec, check_spec
+from attnc.errors import TargetError
+from attnc.grammar.source import Source
+from attnc.targets import DEFAULT_BACKEND, KNOWN, PACKAGES, backend_for, missing_package, parse_target
+
+DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "tvm": "apache-tvm", "lark": "lark"}
+
+
+def doctor(as_json: bool) -> None:
+    """Print the state of this machine."""
+    facts = {"attnc": attnc.__version__, "python": platform.python_version(), "machine": _machine()}
+    facts |= {name: _version(name) for name in DISTRIBUTIONS}
+    facts["gpu"] = _gpu()
+    facts["cache"] = _cache()
+    targets = {name: _state(name) for name in KNOWN}
+    if as_json:
+        rows = {
+            name: {"compiles": compiles, "runs": runs, "why": why} for name, (compiles, runs, why) in targets.items()
+        }
+        print(json.dumps({"installed": facts, "targets": rows}, indent=2))
+        return
+    for name, value in facts.items():
+        out.print(f"{name:>8}  {value}", markup=False)
+    table = Table("target", "backend", "compiles", "runs here", "why not")
+    for name, (compiles, runs, why) in targets.items():
+        table.add_row(name, DEFAULT_BACKEND[name.partition(":")[0]], _mark(compiles), _mark(runs), why)
+    out.print(table)
+
+
+def _mark(yes: bool) -> str:
+    return "[green]yes[/]" if yes else "[red]no[/]"
+
+
+def _machine() -> str:
+    return f"{platform.machine()}, {os.cpu_count()} cores, {sys.platform}"
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(DISTRIBUTIONS[name])
+    except importlib.metadata.PackageNotFoundError:
+        install = PACKAGES[name][1] if name in PACKAGES else name
+        return f"not installed (pip install '{install}')"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none that torch can use"
+    properties = torch.cuda.get_device_properties(0)
+    return f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB, {torch.cuda.device_count()} of them"
+
+
+def _cache() -> str:
+    where = cache.folder()
+    size = sum(path.stat().st_size for path in where.rglob("*") if path.is_file()) if where.is_dir() else 0
+    return f"{where} ({size / 2**20:.1f} MiB)"
+
+
+def _state(name: str) -> tuple[bool, bool, str]:
+    """Whether a target compiles and runs here, and why not."""
+    target = parse_target(name)
+    if missing := missing_package(DEFAULT_BACKEND[target.kind]):
+        module, install = missing
+        return False, False, f"{module} is not installed: pip install '{install}'"
+    try:
+        backend = backend_for(target)
+        plain = JustInTime(check_spec(Spec(Source("<doctor>", "attention full {}")))).plan((64, 64))
+        if problems := backend.problems(plain, Workload("f32", (), False), target):
+            return False, False, problems[0].message
+    except (TargetError, ImportError, OSError) as error:
+        return False, False, str(error)
+    return True, *_runs(target)
+
+
+def _runs(target: Target) -> tuple[bool, str]:
+    import torch
+
+    match target.kind:
+        case "cpu":
+            return True, ""
+        case "cuda" if torch.cuda.is_available() and not torch.version.hip:
+            here = parse_target("cuda")
+            return here == target, "" if here == target else f"the GPU here is {here}"
+        case "hip" if torch.cuda.is_available() and torch.version.hip:
+            arch = torch.cuda.get_device_properties(0).gcnArchName.partition(":")[0]
+            return arch == target.arch, "" if arch == target.arch else f"the GPU here is {arch}"
+        case _:
+            return False, f"no {'AMD' if target.kind == 'hip' else 'NVIDIA'} GPU that torch can use"

@@ -1,0 +1,201 @@
+"""The pipeline, from the text of a spec to a kernel, as one straight function with named stop points."""
+
+from __future__ import annotations
+
+import enum
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from attnc import cache
+from attnc.analyse.lower import lower_program_to_plan
+from attnc.analyse.mask import analyse_mask
+from attnc.analyse.visibility import Visibility
+from attnc.backends.protocol import Backend, Kernel, Target, Unsupported, Workload
+from attnc.check import check
+from attnc.errors import UnsupportedError
+from attnc.grammar.diagnostic import Diagnostic, SpecError
+from attnc.grammar.source import Source, Span
+from attnc.ir.build import IllTyped
+from attnc.ir.nodes import Node
+from attnc.ir.printer import print_program
+from attnc.ir.program import Program
+from attnc.ir.specialize import nearest_span, specialize
+from attnc.ir.traverse import postorder
+from attnc.plan import NotLowerable, Plan
+from attnc.runtime import Widths
+from attnc.targets import backend_for
+
+Constants = Mapping[str, int | float | bool]
+
+
+class Stop(enum.StrEnum):
+    """After which step the pipeline ends."""
+
+    CHECK = "check"
+    SPECIALIZE = "specialize"
+    PLAN = "plan"
+    VISIBILITY = "visibility"
+    BUILD = "build"
+
+
+@dataclass(slots=True)
+class Compilation:
+    """What the steps made, up to where the pipeline was stopped."""
+
+    program: Program
+    plan: Plan | None = None
+    visibility: Visibility | None = None
+    kernel: Kernel | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """The text of a spec, which attention of it is meant, its constants, and where its imports are looked for."""
+
+    source: Source
+    name: str | None = None
+    constants: Constants = field(default_factory=dict)
+    search: Sequence[Path] = ()
+
+
+def compile_spec(
+    spec: Spec,
+    widths: Widths,
+    workload: Workload,
+    target: Target,
+    backend: str | None = None,
+    stop: Stop = Stop.BUILD,
+) -> Compilation:
+    """Text in, kernel out.
+
+    Raises:
+        SpecError: the spec is wrong, or asks for what the target cannot do.
+        TargetError: the backend is not to be had.
+    """
+    made = Compilation(check_spec(spec))
+    if stop is Stop.CHECK:
+        return made
+    made.program = specialize_program(made.program, widths)
+    if stop is Stop.SPECIALIZE:
+        return made
+    made.plan = plan_program(made.program)
+    if stop is Stop.PLAN:
+        return made
+    made.visibility = analyse_mask(made.plan.mask)
+    if stop is Stop.VISIBILITY:
+        return made
+    made.kernel = build_kernel(made.plan, workload, target, backend_for(target, backend))
+    return made
+
+
+def check_spec(spec: Spec) -> Program:
+    """The typed program of a text, or all of its errors as one ``SpecError``."""
+    return check(spec.source, spec.name, spec.constants, spec.search)
+
+
+def specialize_program(program: Program, widths: Widths) -> Program:
+    """``program`` with its head widths set.
+
+    Raises:
+        SpecError: they do not suit it.
+    """
+    try:
+        return specialize(program, *widths)
+    except IllTyped as error:
+        message = "with D = {} and E = {}: {}".format(*widths, error)
+        raise SpecError([Diagnostic("E801", message, error.span or _whole(program), hint=error.hint)]) from None
+
+
+def plan_program(program: Program) -> Plan:
+    """The plan of a program whose head widths are set.
+
+    Raises:
+        UnsupportedError: it has what no plan exists for.
+    """
+    try:
+        return lower_program_to_plan(program)
+    except NotLowerable as error:
+        span = _span_of(program, error.node) if error.node else _whole(program)
+        raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
+
+
+def build_kernel(plan: Plan, workload: Workload, target: Target, backend: Backend) -> Kernel:
+    """Compile a plan.
+
+    Raises:
+        UnsupportedError: the backend cannot run it on ``target``; all reasons at once.
+    """
+    if problems := backend.problems(plan, workload, target):
+        raise UnsupportedError([_located(plan.program, problem, target, backend) for problem in problems])
+    return backend.build(plan, workload, target)
+
+
+def build_count() -> int:
+    """How many kernels this process compiled; those from the cache do not count."""
+    return cache.kernels.built
+
+
+class JustInTime:
+    """Kernels of one program, compiled when they are first needed; a :class:`attnc.runtime.KernelSource`."""
+
+    def __init__(self, program: Program, backend: str | None = None) -> None:
+        self.program = program
+        self._backend = backend
+        self._text = print_program(program)
+        self._plans: dict[Widths, Plan] = {}
+
+    @property
+    def tag(self) -> str:
+        """The backend, where it is not the usual one."""
+        return self._backend or ""
+
+    def plan(self, widths: Widths) -> Plan:
+        """The plan for these head widths."""
+        if widths not in self._plans:
+            self._plans[widths] = plan_program(specialize_program(self.program, widths))
+        return self._plans[widths]
+
+    def kernel(self, widths: Widths, workload: Workload, target: Target) -> Kernel:
+        """The kernel from the cache, or built and then kept."""
+        backend = backend_for(target, self._backend)
+        key = cache.key_of(self._text, widths, asdict(workload), str(target), backend.name, backend.toolchain())
+        return cache.kernels.get(key, backend, lambda: build_kernel(self.plan(widths), workload, target, backend))
+
+    def lse_problem(self, widths: Widths) -> str | None:
+        """Why the rows have no log-sum-exp."""
+        if self.plan(widths).lse is not None:
+            return None
+        return (
+            f"`{self.program.name}` has no log-sum-exp: its weight has not exactly one softmax denominator, "
+            "so return_lse=True means nothing"
+        )
+
+    def input_dtypes(self, dtype: str, inputs: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the call: kernels are built for what they are given."""
+        return inputs
+
+
+def _located(program: Program, problem: Unsupported, target: Target, backend: Backend) -> Diagnostic:
+    message = f"target `{target}` ({backend.name}) cannot run this: {problem.message}"
+    return Diagnostic("E802", message, _span_of(program, problem.node), hint=problem.hint)
+
+
+def _span_of(program: Program, node: Node) -> Span:
+    """Where a node of a plan stands in the spec: it, what is around it, what it is made of, or the whole text."""
+    if span := nearest_span(program, node):
+        return span
+    inside = [program.spans[part] for part in postorder(node) if part in program.spans]
+    return inside[-1] if inside else _whole(program)
+
+
+def _whole(program: Program) -> Span:
+    """The name of the attention in the text that most of the program comes from."""
+    spans = list(program.spans.values())
+    if not spans:
+        return Span(Source(program.name, ""), 0, 0)
+    source = Counter(span.source for span in spans).most_common(1)[0][0]
+    found = re.search(rf"\battention\s+({re.escape(program.name)})\b", source.text)
+    return Span(source, *found.span(1)) if found else Span(source, 0, 0)

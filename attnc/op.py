@@ -1,0 +1,150 @@
+"""The operator a user holds."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from attnc import library
+from attnc.ir.printer import print_program
+from attnc.ir.program import Program
+from attnc.plan import Plan
+from attnc.runtime import KernelSource, Runtime
+from attnc.signature import describe
+from attnc.validate import check_call, check_types
+
+if TYPE_CHECKING:
+    from attnc.cost import Cost
+
+Result = Tensor | tuple[Tensor, Tensor]
+
+
+class Op:
+    """One attention as a torch operator; made by :func:`attnc.load`, :func:`attnc.loads`.
+
+    ``op(q, k, v)`` takes q ``[B, H, M, D]``, k ``[B, G, N, D]`` and v ``[B, G, N, E]`` of one dtype (bfloat16, float16,
+    float32; float64 on the CPU) and device, with any strides, and gives ``[B, H, M, E]``. The inputs, parameters and
+    extents that the spec declares are passed by name. It is differentiable, and works under ``torch.compile`` and
+    ``torch.export``. An operator never changes: copies of it are itself.
+    """
+
+    def __init__(self, program: Program, source: KernelSource) -> None:
+        self.program = program
+        self._runtime = Runtime(program, source)
+        self._signature = self._runtime.signature
+        self._operators = library.register(_operator_name(program, source), self._runtime)
+
+    @property
+    def name(self) -> str:
+        """The name of the attention in its spec."""
+        return self.program.name
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Any) -> Any:
+        """The attention of q, k, v.
+
+        Args:
+            q: ``[B, H, M, D]``.
+            k: ``[B, G, N, D]``.
+            v: ``[B, G, N, E]``.
+            return_lse: also return the log-sum-exp of each row, ``[B, H, M]`` in float32 (minus infinity where a row
+                sees no key). Only where the weight has one softmax denominator.
+            arguments: what the spec declares: inputs (tensors), parameters (numbers), extents of the space (ints; one
+                may be left out, and then follows from N).
+
+        Raises:
+            ArgumentError: an argument is missing, unknown, or does not fit.
+            SpecError: the spec asks for something that the target cannot do; the error points at it.
+        """
+        values = self._signature.bind(arguments)
+        check_types(self._signature, q, k, v, values)
+        call = self._operators.forward_lse if return_lse else self._operators.forward
+        return call(q, k, v, *values)
+
+    def reference(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Any) -> Any:
+        """The same by definition: eager torch in the dtype of the arguments, O(M·N) memory, differentiable."""
+        values = self._signature.bind(arguments)
+        check_types(self._signature, q, k, v, values)
+        check_call(self.program, self._signature, q, k, v, values)
+        out, lse = self._runtime.evaluate(q, k, v, values, return_lse)
+        return (out, lse) if return_lse else out
+
+    def explain(self, D: int = 64, E: int | None = None) -> str:
+        """What the compiler derived: passes over the keys, running state, skipped tiles, and what was not possible."""
+        from attnc.explain import explain
+
+        return explain(self._plan(D, E))
+
+    def cost(
+        self,
+        B: int,
+        M: int,
+        N: int,
+        *,
+        H: int = 1,
+        G: int | None = None,
+        D: int = 64,
+        E: int | None = None,
+        **given: Any,
+    ) -> Cost:
+        """What a call of these sizes costs at least.
+
+        Args:
+            B: batch rows.
+            M: query rows.
+            N: keys.
+            H: query heads.
+            G: key and value heads; H if not given.
+            D: width of q and k.
+            E: width of v; D if not given.
+            given: extents of the space, and the parameters and inputs that the mask reads. Without those inputs every
+                pair counts as visible, and the result says that it is not exact.
+        """
+        from attnc.cost import cost
+
+        extents = {name: given.pop(name) for name in self._signature.extents if name in given}
+        sizes = {"B": B, "H": H, "G": H if G is None else G, "M": M, "N": N, "D": D, "E": D if E is None else E}
+        return cost(self._plan(D, E), sizes | extents, given)
+
+    def draw(self, M: int, N: int, block_m: int = 64, block_n: int = 64, **given: Any) -> str:
+        """The tiles of the mask as text: empty, partly visible, full; counted in the last line.
+
+        Args:
+            M: query rows.
+            N: keys.
+            block_m: rows a tile.
+            block_n: keys a tile.
+            given: extents, parameters and inputs that the mask reads, and ``b``, ``h``, ``g`` of the head to draw.
+        """
+        from attnc.analyse.mask import analyse_mask
+        from attnc.draw import draw
+
+        defaults = {x.name: x.default for x in self.program.parameters if x.default is not None}
+        return draw(analyse_mask(self.program.body.mask), M, N, block_m, block_n, {**defaults, **given})
+
+    def _plan(self, D: int, E: int | None) -> Plan:
+        from attnc.compiler import plan_program, specialize_program
+
+        return plan_program(specialize_program(self.program, (D, D if E is None else E)))
+
+    def __copy__(self) -> Op:
+        return self
+
+    def __deepcopy__(self, memo: Mapping[int, Any]) -> Op:
+        return self
+
+    def __repr__(self) -> str:
+        declared = [f"{source.name}: {describe(source)}" for source in self._signature.inputs]
+        declared += [f"{parameter.name}: {parameter.kind}" for parameter in self._signature.parameters]
+        declared += [f"{name}: int" for name in self._signature.extents]
+        return f"<attnc.Op {self.name}({', '.join(['q', 'k', 'v', *declared])})>"
+
+
+def _operator_name(program: Program, source: KernelSource) -> str:
+    """A name for every printed program and source: the canonical hash would mix up the names of inputs."""
+    readable = re.sub(r"\W", "_", program.name, flags=re.ASCII)[:40]
+    text = print_program(program) + source.tag
+    return f"{readable}_{hashlib.sha256(text.encode()).hexdigest()[:16]}"
