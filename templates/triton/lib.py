@@ -99,8 +99,36 @@ def over_pair(x, i, j):
 
 
 @triton.jit
+def over_lanes(x, row, lane):
+    """A vector that may be the same for all tokens, repeated over a tile of tokens."""
+    return x + ((row + lane) * 0).to(tl.float32)
+
+
+@triton.jit
+def matmul(x, matrix):
+    """``[tokens, d] x [d, e]`` in float32; short or narrow operands are summed without tensor cores."""
+    if x.shape[0] >= 16 and x.shape[1] >= 16 and matrix.shape[1] >= 16:
+        product = tl.dot(x, matrix, input_precision="ieee")
+    else:
+        product = tl.sum(x[:, :, None] * matrix[None, :, :], 1)
+    return product
+
+
+@triton.jit
 def rope_angle(position, pair, base, ROTATED: tl.constexpr):
     """``position * base ** (-2 pair / ROTATED)`` brought into [0, 2 pi): in float64, since positions are large."""
     exponent = pair.to(tl.float64) * (-2.0 / ROTATED)
-    turn = position.to(tl.float64) * tl.exp(exponent * tl.log(base.to(tl.float64))) * 0.15915494309189535
+    turn = position * tl.exp(exponent * tl.log(base + exponent * 0.0)) * 0.15915494309189535
     return ((turn - tl.floor(turn)) * 6.283185307179586).to(tl.float32)
+
+
+@triton.jit
+def rescale(before, after):
+    """The factor for what was summed relative to ``before``; 1 where nothing moved, also at infinity."""
+    return tl.where(before == after, 1.0, tl.exp2((before - after) * LOG2E))
+
+
+@triton.jit
+def flat(x):
+    """``[rows, 1]`` as ``[rows]``."""
+    return tl.max(x, 1)

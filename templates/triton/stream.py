@@ -23,6 +23,8 @@ Slots get positions and never make them (no ``arange``), so that they serve kern
 are scalars. Rows and keys past the end repeat the last one, and are neither counted nor written.
 ``env`` holds the run-time numbers and tensors that the slots use.
 
+``PER_QUERY_HEAD`` says of each key tensor whether it has a head for each query head. ``lists`` come from ``tiles``.
+
 Vectors come in chunks of a power of two lanes ``(source, lo, valid, padded)``; ``DOTS`` lists the products of
 chunks ``(query chunk, key chunk, starts a dot, ends it)``, ``SUMS`` the accumulator chunks ``(key chunk, weight, rescale
 factor or -1, wide)``, where a wide sum is taken in tf32 because its weights could overflow in float16.
@@ -48,13 +50,25 @@ def load_chunk(base, at, stride, CHUNKS: tl.constexpr, C: tl.constexpr):
 
 
 @triton.jit
-def load_key_chunks(keys, b, h, g, first, at, FIRST: tl.constexpr, LAST: tl.constexpr, CHUNKS: tl.constexpr):
+def load_key_chunks(
+    keys,
+    b,
+    h,
+    g,
+    first,
+    at,
+    FIRST: tl.constexpr,
+    LAST: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    PER_QUERY_HEAD: tl.constexpr,
+):
     """The chunks ``FIRST..LAST`` of the keys ``first + at``."""
     loaded = ()
     for c in tl.static_range(FIRST, LAST):
-        pointer, stride_b, stride_head, stride_token, per_query_head = keys[CHUNKS[c][0]]
-        head = tl.where(per_query_head != 0, h, g).to(tl.int64)
-        base = pointer + b.to(tl.int64) * stride_b + head * stride_head + first.to(tl.int64) * stride_token
+        pointer, stride_b, stride_head, stride_token = keys[CHUNKS[c][0]]
+        head = h if PER_QUERY_HEAD[CHUNKS[c][0]] else g
+        base = pointer + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_head
+        base += first.to(tl.int64) * stride_token
         loaded = loaded + (load_chunk(base, at, stride_token, CHUNKS, c),)
     return loaded
 
@@ -80,6 +94,7 @@ def visit(
     VALUES: tl.constexpr,
     DOTS: tl.constexpr,
     SUMS: tl.constexpr,
+    PER_QUERY_HEAD: tl.constexpr,
     PRECISION: tl.constexpr,
     VISIBLE: tl.constexpr,
     STEP: tl.constexpr,
@@ -91,7 +106,7 @@ def visit(
     if MASKED:
         at = tl.minimum(at, N - 1 - first)
     j = (first + at)[None, :]
-    loaded = load_key_chunks(keys, b, h, g, first, at, 0, VALUES, KEY_CHUNKS)
+    loaded = load_key_chunks(keys, b, h, g, first, at, 0, VALUES, KEY_CHUNKS, PER_QUERY_HEAD)
     dots = ()
     for x in tl.static_range(len(DOTS)):
         if DOTS[x][2]:
@@ -104,7 +119,9 @@ def visit(
     if MASKED:
         visible = VISIBLE(inside, dots, rows, b, h, g, row, i, j, env)
     state, factors, weights = STEP(dots, visible, rows, b, h, g, row, i, j, state, env, MASKED)
-    loaded = loaded + load_key_chunks(keys, b, h, g, first, at, VALUES, len(KEY_CHUNKS), KEY_CHUNKS)
+    loaded = loaded + load_key_chunks(
+        keys, b, h, g, first, at, VALUES, len(KEY_CHUNKS), KEY_CHUNKS, PER_QUERY_HEAD
+    )  # fmt: skip
     new_sums = ()
     for s in tl.static_range(len(SUMS)):
         total = sums[s]
@@ -135,6 +152,9 @@ def stream(
     BLOCK_N: tl.constexpr,
     STAGES: tl.constexpr,
     LISTED: tl.constexpr,
+    LISTS_PER_BATCH: tl.constexpr,
+    LISTS_PER_HEAD: tl.constexpr,
+    PER_QUERY_HEAD: tl.constexpr,
     QUERY_CHUNKS: tl.constexpr,
     KEY_CHUNKS: tl.constexpr,
     VALUES: tl.constexpr,
@@ -177,10 +197,16 @@ def stream(
         sums = sums + (tl.full([BLOCK_M, KEY_CHUNKS[SUMS[s][0]][3]], 0.0, tl.float32),)
 
     if LISTED:
-        full_list, masked_list, counts, stride_list_b, stride_list_h, capacity = lists
-        line = b * stride_list_b + h * stride_list_h + tile_m
-        full_list += line.to(tl.int64) * capacity
-        masked_list += line.to(tl.int64) * capacity
+        full_list, masked_list, counts = lists
+        line = tile_m
+        if LISTS_PER_BATCH and LISTS_PER_HEAD:
+            line += (b * H + h) * tiles
+        elif LISTS_PER_BATCH:
+            line += b * tiles
+        elif LISTS_PER_HEAD:
+            line += h * tiles
+        full_list += line.to(tl.int64) * tl.cdiv(N, BLOCK_N)
+        masked_list += line.to(tl.int64) * tl.cdiv(N, BLOCK_N)
         full = tl.load(counts + line * 2)
         masked = tl.load(counts + line * 2 + 1)
     else:
@@ -196,7 +222,7 @@ def stream(
             tile = full_tile(runs, t)
         state, sums = visit(
             tile, query, keys, rows, b, h, g, row, i, state, sums, env, N,
-            False, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PRECISION, VISIBLE, STEP,
+            False, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
         )  # fmt: skip
     for t in tl.range(0, masked, num_stages=STAGES):
         if LISTED:
@@ -205,7 +231,7 @@ def stream(
             tile = masked_tile(runs, t)
         state, sums = visit(
             tile, query, keys, rows, b, h, g, row, i, state, sums, env, N,
-            True, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PRECISION, VISIBLE, STEP,
+            True, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
         )  # fmt: skip
 
     at = tl.arange(0, BLOCK_M)

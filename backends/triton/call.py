@@ -1,0 +1,196 @@
+"""One call of the kernels of a recipe: tensors and sizes bound to the names that arguments go by."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from attnc.backends.triton.recipe import Extent, Launch, Recipe, Value
+
+Number: TypeAlias = "int | float"
+Execute: TypeAlias = "Callable[[int, int, Callable[[Value], Tensor | Number]], None]"
+"""Runs the launch at a place of the recipe with so many programs; the last argument binds its values."""
+
+TORCH_TYPES = {
+    "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64,
+    "i32": torch.int32, "i64": torch.int64, "i1": torch.bool,
+}  # fmt: skip
+_LARGEST_STRIDE = 2**31 // 256
+_LARGEST_SIZE = 2**31 - 2**16
+
+
+class SizeError(ValueError):
+    """A size beyond what the kernels count with."""
+
+
+@dataclass(slots=True)
+class TileLists:
+    """Tile lists of recent calls. Each is kept while the tensors it was made from live unchanged."""
+
+    most: int = 8
+    kept: OrderedDict[tuple[object, ...], tuple[list[weakref.ref[Tensor]], dict[str, Tensor]]] = field(
+        default_factory=OrderedDict
+    )
+
+    def find(self, key: tuple[object, ...], tensors: Sequence[Tensor]) -> dict[str, Tensor] | None:
+        found = self.kept.get(key)
+        if found is None:
+            return None
+        references, buffers = found
+        if any(reference() is not tensor for reference, tensor in zip(references, tensors, strict=True)):
+            del self.kept[key]
+            return None
+        self.kept.move_to_end(key)
+        return buffers
+
+    def keep(self, key: tuple[object, ...], tensors: Sequence[Tensor], buffers: dict[str, Tensor]) -> None:
+        self.kept[key] = ([weakref.ref(tensor) for tensor in tensors], buffers)
+        while len(self.kept) > self.most:
+            self.kept.popitem(last=False)
+
+
+@dataclass(slots=True)
+class Call:
+    """The names of one call."""
+
+    tensors: dict[str, Tensor]
+    sizes: dict[str, int]
+    parameters: dict[str, Number]
+
+    def bind(self, value: Value) -> Tensor | Number:
+        match value.kind:
+            case "tensor":
+                return self.tensors[value.name]
+            case "stride":
+                return self.tensors[value.name].stride(value.dim)
+            case "extent":
+                return self.tensors[value.name].shape[value.dim]
+            case "size":
+                return self.sizes[value.name]
+            case "parameter":
+                return self.parameters[value.name]
+
+    def extent(self, extent: Extent) -> int:
+        size = extent.size if isinstance(extent.size, int) else self.sizes[extent.size]
+        return -(-size // extent.block)
+
+
+def run(
+    recipe: Recipe,
+    execute: Execute,
+    lists: TileLists,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[float],
+    extents: Sequence[int],
+    out: Tensor,
+    lse: Tensor | None,
+) -> None:
+    """Run every kernel of a recipe in order, on the current stream.
+
+    Tensors whose layout the kernels do not take are copied first: q, k and v O(tokens x width), inputs whose last
+    axis is not contiguous. ``out`` and ``lse`` go through a copy then.
+
+    Raises:
+        SizeError: a size does not fit the kernels' counters.
+    """
+    (batch, heads, rows, _), (key_heads, keys) = q.shape, k.shape[1:3]
+    sizes = {"B": batch, "H": heads, "G": key_heads, "M": rows, "N": keys}
+    sizes |= dict(zip(recipe.extents, extents, strict=True))
+    for name, size in sizes.items():
+        if size > _LARGEST_SIZE:
+            raise SizeError(f"{name} = {size} is beyond the {_LARGEST_SIZE} that kernels count to")
+    if out.numel() == 0:
+        return
+    if keys == 0:
+        out.zero_()
+        if lse is not None:
+            lse.fill_(-math.inf)
+        return
+    call = Call({}, sizes, dict(zip(recipe.parameters, parameters, strict=True)))
+    for name, tensor in (("q", q), ("k", k), ("v", v)):
+        call.tensors[name] = _laid_out(tensor, recipe.layouts[name].align) if name in recipe.layouts else tensor
+    given = dict(zip(recipe.inputs, inputs, strict=True))
+    call.tensors |= {name: _last_contiguous(tensor) for name, tensor in given.items()}
+    call.tensors["out"] = _laid_out(out, recipe.layouts["out"].align, copy=False)
+    if lse is not None:
+        call.tensors["lse"] = lse if lse.is_contiguous() else torch.empty_like(lse, memory_format=torch.contiguous_format)
+    for at, launch in enumerate(recipe.launches):
+        _launch(at, launch, call, given, execute, lists)
+    if call.tensors["out"] is not out:
+        out.copy_(call.tensors["out"])
+    if lse is not None and call.tensors["lse"] is not lse:
+        lse.copy_(call.tensors["lse"])
+
+
+def _launch(
+    at: int, launch: Launch, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists
+) -> None:
+    key, read = None, []
+    if launch.reads is not None and not _capturing(call.tensors["q"]):
+        read = [given[name] for name in launch.reads]
+        key = _version(read, call)
+    if key is not None and (found := lists.find(key, read)) is not None:
+        call.tensors |= found
+        return
+    device = call.tensors["q"].device
+    made = {
+        buffer.name: torch.empty(
+            [call.extent(extent) for extent in buffer.extents], dtype=TORCH_TYPES[buffer.type], device=device
+        )
+        for buffer in launch.buffers
+    }
+    call.tensors |= made
+    programs = math.prod(call.extent(extent) for extent in launch.grid)
+    if programs > _LARGEST_SIZE:
+        raise SizeError(f"{programs} tiles are beyond the {_LARGEST_SIZE} that one launch can have")
+    execute(at, programs, call.bind)
+    if key is not None:
+        lists.keep(key, read, made)
+
+
+def _version(read: Sequence[Tensor], call: Call) -> tuple[object, ...] | None:
+    """What tells whether lists made before are still right; ``None`` if nothing does."""
+    if any(tensor.is_inference() for tensor in read):
+        return None
+    device = call.tensors["q"].device
+    stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
+    tensors = tuple((id(t), t.data_ptr(), t._version, t.shape, t.stride()) for t in read)
+    return (tensors, tuple(call.sizes.items()), tuple(call.parameters.items()), device, stream)
+
+
+def _capturing(tensor: Tensor) -> bool:
+    """Whether a CUDA graph is being recorded: what it reads must be made by the graph itself."""
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _last_contiguous(tensor: Tensor) -> Tensor:
+    if tensor.dim() and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
+        return tensor.contiguous()
+    return tensor
+
+
+def _laid_out(tensor: Tensor, align: int, copy: bool = True) -> Tensor:
+    """``tensor``, or an aligned contiguous one like it, with its elements if ``copy``."""
+    step = max(1, align // tensor.element_size())
+    strides = tensor.stride()
+    fits = (
+        (strides[-1] == 1 or tensor.shape[-1] == 1)
+        and tensor.data_ptr() % align == 0
+        and all(stride % step == 0 or size == 1 for stride, size in zip(strides[:-1], tensor.shape, strict=False))
+        and 0 <= strides[-2] < _LARGEST_STRIDE
+    )
+    if fits:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format) if copy else torch.empty(
+        tensor.shape, dtype=tensor.dtype, device=tensor.device
+    )

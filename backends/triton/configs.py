@@ -1,0 +1,60 @@
+"""Tile shapes: where compilation starts, and what to try when a kernel does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from attnc.backends.protocol import Target
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Rows and keys of a tile, warps of a program, and stages of its software pipeline."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
+"""Bytes of shared memory that one program may have."""
+
+INTERPRETER = Config(32, 32, 1, 1)
+"""Small tiles: the interpreter's sizes are small, and several tiles should be visited."""
+
+_16BIT: dict[str, tuple[tuple[int, Config], ...]] = {
+    "sm_80": ((64, Config(128, 64, 4, 3)), (128, Config(128, 64, 8, 3)), (256, Config(64, 64, 8, 2))),
+    "sm_90": ((64, Config(128, 64, 4, 3)), (128, Config(128, 64, 8, 3)), (256, Config(128, 64, 8, 2))),
+    "sm_100": ((64, Config(128, 64, 4, 3)), (128, Config(128, 64, 8, 3)), (256, Config(128, 64, 8, 2))),
+    "gfx942": ((64, Config(128, 64, 4, 1)), (128, Config(128, 64, 4, 1)), (256, Config(64, 32, 4, 1))),
+}
+_32BIT: dict[str, tuple[tuple[int, Config], ...]] = {
+    "sm_80": ((64, Config(64, 32, 4, 2)), (128, Config(64, 32, 8, 2)), (256, Config(32, 32, 8, 1))),
+    "sm_90": ((64, Config(64, 64, 4, 2)), (128, Config(64, 32, 8, 2)), (256, Config(64, 32, 8, 1))),
+    "sm_100": ((64, Config(64, 64, 4, 2)), (128, Config(64, 32, 8, 2)), (256, Config(64, 32, 8, 1))),
+    "gfx942": ((64, Config(64, 32, 4, 1)), (128, Config(32, 32, 4, 1)), (256, Config(32, 16, 4, 1))),
+}
+"""By architecture: the first entry whose width is not exceeded by the wider of key and value chunks together."""
+
+
+def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:
+    """Configurations to try in order; each asks for less shared memory or registers than the one before."""
+    table = (_32BIT if dtype == "f32" else _16BIT)[target.arch]
+    config = next((config for widest, config in table if width <= widest), table[-1][1])
+    if width > table[-1][0]:
+        config = replace(config, block_m=max(16, config.block_m // 2), block_n=max(16, config.block_n // 2))
+    yield config
+    while True:
+        if config.stages > 1:
+            config = replace(config, stages=config.stages - 1)
+        elif config.block_n > 16 and config.block_n * 2 >= config.block_m:
+            config = replace(config, block_n=config.block_n // 2)
+        elif config.block_m > 16:
+            config = replace(config, block_m=config.block_m // 2)
+        elif config.warps < 8:
+            config = replace(config, warps=config.warps * 2)
+        else:
+            return
+        yield config

@@ -1,0 +1,14 @@
+"""The kernels of the families, by name; importing them imports Triton."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def template(family: str) -> Any:
+    """The kernel of a family."""
+    from attnc.templates.triton.stream import stream
+    from attnc.templates.triton.tiles import tiles
+    from attnc.templates.triton.token import token
+
+    return {"stream": stream, "tiles": tiles, "token": token}[family]

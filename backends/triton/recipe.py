@@ -1,0 +1,168 @@
+"""What a kernel is called with: arguments named symbolically, so that they can be saved and bound at each call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+
+@dataclass(frozen=True, slots=True)
+class Value:
+    """One run-time argument.
+
+    Attributes:
+        type: its Triton type: ``i32``, ``i64``, ``fp32``, ``*bf16`` ...
+        kind: where it comes from: the address of a tensor, the stride or the extent of one of its dimensions, a size
+            of the call, a parameter of the spec.
+        name: of the tensor, the size or the parameter.
+        dim: the dimension, for strides and extents.
+        divisible: a power of two that it is a multiple of at every call (addresses in bytes).
+    """
+
+    type: str
+    kind: Literal["tensor", "stride", "extent", "size", "parameter"]
+    name: str
+    dim: int = 0
+    divisible: int = 1
+
+
+Arguments: TypeAlias = "Value | tuple[Arguments, ...]"
+"""A value, or a tuple of such: kernels take tuples."""
+
+Constant: TypeAlias = "int | float | str | tuple[Constant, ...]"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """``ceil(size / block)``; a size is a number or a name."""
+
+    size: int | str
+    block: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A contiguous tensor between kernels; ``type`` as in ``Value`` without the star."""
+
+    name: str
+    type: str
+    extents: tuple[Extent, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One kernel and how it is called.
+
+    Attributes:
+        name: unique within a plan.
+        family: the template: ``stream``, ``token`` or ``tiles``.
+        arguments: run-time arguments by name.
+        constants: compile-time arguments by name, slots excepted.
+        slots: names of slot functions by argument.
+        grid: the number of programs is the product.
+        buffers: what it writes besides tensors of the call; made before it runs.
+        reads: the tensors of the call that its result depends on, if it depends on nothing else but sizes and
+            parameters, and may therefore be kept; ``None`` otherwise.
+        warps: of a program.
+        stages: of its software pipeline.
+    """
+
+    name: str
+    family: str
+    arguments: dict[str, Arguments]
+    constants: dict[str, Constant]
+    slots: dict[str, str]
+    grid: tuple[Extent, ...]
+    buffers: tuple[Buffer, ...] = ()
+    reads: tuple[str, ...] | None = None
+    warps: int = 4
+    stages: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What the kernels take for granted of a tensor of the call: its last axis is contiguous, and
+
+    ``align`` divides the address and the other strides in bytes. A tensor that is otherwise is copied first."""
+
+    align: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """All kernels of a plan in the order they run.
+
+    ``tensors``, ``parameters`` and ``sizes`` name what a call passes, in order; ``layouts`` is by tensor.
+    """
+
+    launches: tuple[Launch, ...]
+    inputs: tuple[str, ...]
+    parameters: tuple[str, ...]
+    extents: tuple[str, ...]
+    layouts: dict[str, Layout] = field(default_factory=dict)
+
+
+def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value]]:
+    """Every value with its path, in the order in which Triton flattens tuples."""
+    if isinstance(arguments, Value):
+        yield (), arguments
+        return
+    for at, inner in enumerate(arguments):
+        for path, value in leaves(inner):
+            yield (at, *path), value
+
+
+def to_json(recipe: Recipe) -> dict[str, Any]:
+    """The part of a recipe that running it needs."""
+    return {
+        "inputs": list(recipe.inputs),
+        "parameters": list(recipe.parameters),
+        "extents": list(recipe.extents),
+        "layouts": {name: layout.align for name, layout in recipe.layouts.items()},
+        "launches": [_launch_to_json(launch) for launch in recipe.launches],
+    }
+
+
+def _launch_to_json(launch: Launch) -> dict[str, Any]:
+    values = [value for tree in launch.arguments.values() for _, value in leaves(tree)]
+    return {
+        "name": launch.name,
+        "family": launch.family,
+        "arguments": [[v.type, v.kind, v.name, v.dim, v.divisible] for v in values],
+        "grid": [[e.size, e.block] for e in launch.grid],
+        "buffers": [[b.name, b.type, [[e.size, e.block] for e in b.extents]] for b in launch.buffers],
+        "reads": None if launch.reads is None else list(launch.reads),
+        "warps": launch.warps,
+    }
+
+
+def from_json(data: dict[str, Any]) -> Recipe:
+    """What :func:`to_json` wrote, its arguments flattened.
+
+    Raises:
+        KeyError, TypeError, ValueError: it did not write this.
+    """
+    return Recipe(
+        tuple(_launch_from_json(launch) for launch in data["launches"]),
+        tuple(data["inputs"]),
+        tuple(data["parameters"]),
+        tuple(data["extents"]),
+        {name: Layout(align) for name, align in data["layouts"].items()},
+    )
+
+
+def _launch_from_json(data: dict[str, Any]) -> Launch:
+    return Launch(
+        name=data["name"],
+        family=data["family"],
+        arguments={"": tuple(Value(*fields) for fields in data["arguments"])},
+        constants={},
+        slots={},
+        grid=tuple(Extent(*fields) for fields in data["grid"]),
+        buffers=tuple(
+            Buffer(name, kind, tuple(Extent(*fields) for fields in extents)) for name, kind, extents in data["buffers"]
+        ),
+        reads=None if data["reads"] is None else tuple(data["reads"]),
+        warps=data["warps"],
+    )

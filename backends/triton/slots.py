@@ -1,0 +1,292 @@
+"""The slot functions of the walk over the keys, printed from a pass of a plan."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from attnc.analyse.visibility import Range
+from attnc.backends.triton.environment import Environment, identifier
+from attnc.backends.triton.forms import SHIFT
+from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, factored
+from attnc.grammar.source import Span
+from attnc.ir.build import state as state_node
+from attnc.ir.nodes import Dot, Index, Literal, Node, Read, State
+from attnc.ir.traverse import contains, postorder
+from attnc.plan import Pass
+
+SEEN = "seen"
+
+
+@dataclass(slots=True)
+class Functions:
+    """Slot functions of one kernel, by slot; they share ``env``, and their names begin with ``prefix``."""
+
+    prefix: str
+    env: Environment
+    spans: Mapping[Node, Span]
+    names: dict[str, str] = field(default_factory=dict)
+    texts: list[str] = field(default_factory=list)
+
+    def printer(self, known: Mapping[Node, Text] | None = None, taken: Sequence[str] = ()) -> Printer:
+        return Printer(self.env, dict(known or {}), self.spans, set(taken))
+
+    def add(self, slot: str, arguments: str, printer: Printer, result: str, doc: str) -> None:
+        """Write a function from the statements of ``printer``."""
+        name = f"{self.prefix}_{slot.lower()}"
+        body = "\n    ".join([*printer.lines, f"return {result}"])
+        used = set(re.findall(r"[^\W\d]\w*", body))
+        given = "".join(f"{it} = {what}\n    " for it, what in printer.bindings.items() if it in used)
+        self.texts.append(f'@triton.jit\ndef {name}({arguments}):\n    """{doc}"""\n    {given}{body}\n')
+        self.names[slot] = name
+
+
+def tuple_of(texts: Sequence[str]) -> str:
+    return f"({', '.join(texts)}{',' if len(texts) == 1 else ''})"
+
+
+def add_group(functions: Functions, group: Node) -> None:
+    printer = functions.printer()
+    result = printer.scalar(group).text
+    functions.add("GROUP", "b, h, env", printer, result, "The key/value head of query head `h`.")
+
+
+def add_ranges(functions: Functions, ranges: Sequence[Range]) -> None:
+    printer = functions.printer()
+    fields = [node for one in ranges for node in (one.lo, one.hi, one.full_lo, one.full_hi)]
+    printer.expect(*fields)
+    texts = [text.text for text in printer.scalars(fields)]
+    spans = [tuple_of(texts[at : at + 4]) for at in range(0, len(texts), 4)]
+    functions.add(
+        "RANGES", "b, h, g, i_lo, i_hi, env", printer, tuple_of(spans),
+        "Keys that rows `i_lo..i_hi` see: [lo, hi) some, [full_lo, full_hi) all.",
+    )  # fmt: skip
+
+
+def add_tile_test(functions: Functions, slot: str, test: Node, doc: str) -> None:
+    printer = functions.printer()
+    printer.expect(test)
+    result = str(bool(test.value)) if isinstance(test, Literal) else printer.scalar(test).text
+    if isinstance(test, Literal):
+        result = "i_lo <= i_hi" if test.value else "i_lo > i_hi"
+    functions.add(slot, "b, h, g, i_lo, i_hi, j_lo, j_hi, env", printer, result, doc)
+
+
+def row_reads(*roots: Node) -> tuple[Read, ...]:
+    """Reads that do not depend on the key: done once a tile of rows."""
+    found = [node for node in postorder(*roots) if isinstance(node, Read) and not node.is_vector]
+    return tuple(node for node in found if "j" not in node.axes)
+
+
+def add_rows(functions: Functions, reads: Sequence[Read]) -> None:
+    printer = functions.printer()
+    texts = [text.text for text in printer.scalars(reads)]
+    functions.add("ROWS", "b, h, g, row, i, env", printer, tuple_of(texts), "What is read once a row.")
+
+
+def _known_rows(printer: Printer, reads: Sequence[Read]) -> None:
+    for at, read in enumerate(reads):
+        name = identifier(f"{read.input.name}_row", printer.taken)
+        printer.known[read] = Text(printer.given(name, f"rows[{at}]"))
+
+
+def _known_dots(printer: Printer, dots: Sequence[Dot]) -> None:
+    for at, dot in enumerate(dots):
+        printer.known[dot] = Text(printer.given(f"dot{at}", f"dots[{at}]"))
+
+
+def add_visible(functions: Functions, mask: Node, dots: Sequence[Dot], reads: Sequence[Read]) -> None:
+    printer = functions.printer()
+    used = [dot for dot in dots if contains(mask, lambda node: node is dot)]
+    _known_dots(printer, dots if used else ())
+    _known_rows(printer, reads)
+    printer.expect(mask)
+    if isinstance(mask, Literal):
+        result = "inside" if mask.value else "inside & (j < 0)"
+    else:
+        result = f"inside & {printer.scalar(mask).within(SHIFT)}"
+    functions.add(
+        "VISIBLE", "inside, dots, rows, b, h, g, row, i, j, env", printer, result, "Which pairs take part."
+    )  # fmt: skip
+
+
+def spread(node: Node, text: Text) -> str:
+    """A term as something that varies over the pairs of a tile, which reductions over the keys need."""
+    return text.text if {"i", "j"} <= node.axes else f"lib.over_pair({text.text}, i, j)"
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Where the template finds what a pass makes: places in ``weights`` and ``factors`` by accumulator."""
+
+    weights: tuple[int, ...]
+    factors: tuple[int, ...]
+
+
+def add_step(
+    functions: Functions, step: Pass, seen: bool, dots: Sequence[Dot], reads: Sequence[Read]
+) -> StepResult:
+    """Write ``STEP``; ``seen`` asks for a state that tells rows which have seen a key."""
+    names = [statistic.name for statistic in step.statistics]
+    printer = functions.printer(taken=[*names, SEEN])
+    _known_dots(printer, dots)
+    _known_rows(printer, reads)
+    before = {name: printer.given(f"{name}_before", f"state[{at}]") for at, name in enumerate(names)}
+    terms = [factored(s.term)[1] if s.op == "max" else s.term for s in step.statistics]
+    printer.expect(*terms, *(a.term for a in step.accumulators))
+    writer = _Step(printer, before)
+    for statistic in step.statistics:
+        if statistic.op == "max":
+            writer.maximum(statistic.name, statistic.term)
+        else:
+            writer.sum(statistic.name, statistic.term, statistic.shift)
+    if seen:
+        last = printer.given(f"{SEEN}_before", f"state[{len(names)}]")
+        marks = "lib.over_pair(tl.where(visible, 1.0, 0.0), i, j)"
+        printer.lines.append(f"{SEEN} = tl.maximum({last}, tl.max({marks}, 1)) if MASKED else {last} + 1.0")
+        names.append(SEEN)
+    weights = [writer.weight(a.term, a.name) for a in step.accumulators]
+    factors = [None if a.shift is None else writer.factor(a.shift) for a in step.accumulators]
+    distinct = list(dict.fromkeys(weights))
+    moved = list(dict.fromkeys(factor for factor in factors if factor is not None))
+    result = f"{tuple_of(names)}, {tuple_of(moved)}, {tuple_of(distinct)}"
+    functions.add(
+        "STEP", "dots, visible, rows, b, h, g, row, i, j, state, env, MASKED: tl.constexpr", printer, result,
+        "State, rescaling factors and weights after one tile of keys.",
+    )  # fmt: skip
+    return StepResult(
+        tuple(distinct.index(weight) for weight in weights),
+        tuple(-1 if factor is None else moved.index(factor) for factor in factors),
+    )
+
+
+@dataclass(slots=True)
+class _Step:
+    """The statements of a step so far; ``before`` names the states it began with."""
+
+    printer: Printer
+    before: dict[str, str]
+    moved: dict[Node, str] = field(default_factory=dict)
+    weights: dict[Node, str] = field(default_factory=dict)
+
+    def named(self, text: str, wanted: str) -> str:
+        return text if text.isidentifier() else self.printer.variable(wanted, Text(text)).text
+
+    def maximum(self, name: str, term: Node) -> None:
+        factor, rest = factored(term)
+        if factor <= 0:
+            factor, rest = 1.0, term
+        pair = self.named(spread(rest, self.printer.scalar(rest)), "pair")
+        scale = "" if factor == 1.0 else f" * {factor!r}"
+        seen = f"tl.where(visible, {pair}, {MINUS_INFINITY}) if MASKED else {pair}"
+        self.printer.lines.append(f"{name} = tl.maximum({self.before[name]}, tl.max({seen}, 1){scale})")
+        self._define(name)
+
+    def sum(self, name: str, term: Node, shift: Node | None) -> None:
+        factor = "" if shift is None else f" * {self.factor(shift)}"
+        weight = self.weight(term, f"{name}_term")
+        self.printer.lines.append(f"{name} = {self.before[name]}{factor} + tl.sum({weight}, 1)")
+        self._define(name)
+
+    def _define(self, name: str) -> None:
+        self.printer.known[state_node(name)] = Text(f"{name}[:, None]")
+
+    def weight(self, term: Node, wanted: str) -> str:
+        """The name of a term over the pairs of the tile, 0 where masked."""
+        if term not in self.weights:
+            pair = spread(term, self.printer.scalar(term))
+            name = self.printer.variable(wanted, Text(pair)).text
+            self.printer.lines.append(f"if MASKED:\n        {name} = tl.where(visible, {name}, 0.0)")
+            self.weights[term] = name
+        return self.weights[term]
+
+    def factor(self, shift: Node) -> str:
+        """The name of ``exp(shift before - shift now)``, ``[rows]``."""
+        if shift not in self.moved:
+            states = [node.name for node in postorder(shift) if isinstance(node, State)]
+            by_row = contains(shift, lambda node: isinstance(node, Read | Index) and "i" in node.axes)
+            at = "[:, None]" if by_row else ""
+            old = {state_node(name): Text(f"{self.before[name]}{at}") for name in states}
+            new = {state_node(name): Text(f"{name}{at}") for name in states}
+            texts = [self.printer.child(known).scalar(shift).text for known in (old, new)]
+            moved = f"lib.rescale({texts[0]}, {texts[1]})"
+            self.moved[shift] = self.printer.variable("moved", Text(f"lib.flat({moved})" if by_row else moved)).text
+        return self.moved[shift]
+
+
+@dataclass(frozen=True, slots=True)
+class Finish:
+    """What the end of a pass knows: its statistics and accumulators by place, what is read by row, and the mark of
+
+    rows that have seen a key: a node to compare with ``LOWEST``, or the place of the state ``seen``."""
+
+    statistics: tuple[str, ...]
+    accumulators: tuple[str, ...]
+    reads: tuple[Read, ...]
+    seen: Node | None
+
+
+def _finish_printer(functions: Functions, finish: Finish) -> Printer:
+    printer = functions.printer()
+    _known_rows(printer, finish.reads)
+    for at, name in enumerate(finish.statistics):
+        text = Text(printer.given(identifier(name, printer.taken), f"state[{at}][:, None]"))
+        printer.known[state_node(name)] = text
+    return printer
+
+
+def seen_text(printer: Printer, seen: Node) -> str:
+    """The condition that a row has seen a key."""
+    at_start = "0.0" if isinstance(seen, State) and seen.name == SEEN else "lib.LOWEST"
+    if isinstance(seen, Read) and seen.input.name.endswith(f".{SEEN}"):
+        at_start = "0.0"
+    return f"{printer.scalar(seen).text} > {at_start}"
+
+
+def add_finish(functions: Functions, finish: Finish, output: Node | None, hi: int) -> None:
+    """Write ``FINISH``: the output at a lane, or (``output`` is ``None``) the accumulators as they are."""
+    arguments = "sums, state, rows, b, h, g, row, i, lane, env"
+    if output is None:
+        functions.add("FINISH", arguments, functions.printer(), "sums", "The accumulators as they are.")
+        return
+    printer = _finish_printer(functions, finish)
+    for at, name in enumerate(finish.accumulators):
+        for node in postorder(output):
+            if isinstance(node, State) and node.name == name:
+                printer.vectors[node] = Text(printer.given(identifier(name, printer.taken), f"sums[{at}]"))
+    printer.expect(output)
+    result = printer.vector(output, Lane(Text("lane"), 0, hi)).text
+    if finish.seen is not None:
+        result = f"tl.where({seen_text(printer, finish.seen)}, {result}, 0.0)"
+    functions.add("FINISH", arguments, printer, f"({result},)", "The output at lanes `lane`.")
+
+
+def add_finish_rows(functions: Functions, finish: Finish, kept: Sequence[str], lse: Node | None) -> None:
+    """Write ``FINISH_ROWS``: the statistics ``kept`` for later kernels, then the log-sum-exp if it is wanted."""
+    printer = _finish_printer(functions, finish)
+    texts = [printer.scalar(state_node(name)).text for name in kept]
+    if lse is not None:
+        printer.expect(lse)
+        value = printer.scalar(lse).text
+        if finish.seen is not None:
+            value = f"tl.where({seen_text(printer, finish.seen)}, {value}, {MINUS_INFINITY})"
+        texts.append(value)
+    functions.add(
+        "FINISH_ROWS", "state, rows, b, h, g, row, i, env", printer, tuple_of(texts), "Numbers to write, one a row."
+    )  # fmt: skip
+
+
+def add_value(functions: Functions, expression: Node, seen: Node | None, hi: int) -> tuple[int, ...]:
+    """Write ``VALUE`` of a token kernel; returns the lane ranges it needs."""
+    printer = functions.printer()
+    printer.expect(expression)
+    if expression.is_vector:
+        result = printer.vector(expression, Lane(Text("lane"), 0, hi)).text
+        result = f"lib.over_lanes({result}, row, lane)"
+    else:
+        result = f"lib.over_lanes({printer.scalar(expression).text}, row, row)"
+    if seen is not None:
+        result = f"tl.where({seen_text(printer, seen)}, {result}, 0.0)"
+    functions.add("VALUE", "b, h, g, row, i, j, lane, lanes, env", printer, result, "The result for a tile of tokens.")
+    return tuple(printer.lanes)
