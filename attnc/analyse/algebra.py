@@ -6,6 +6,7 @@ Everything here is conservative: what cannot be shown from the expression alone 
 from __future__ import annotations
 
 import enum
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -59,10 +60,13 @@ def times(a: Node, b: Node) -> Node:
 
 
 def product(factors: Iterable[Node]) -> Node:
-    """The product of some factors; 1 if there is none."""
-    result: Node = ONE
+    """The product of some factors, numbers first and as one; 1 if there is none."""
+    factors = list(factors)
+    number = math.prod((float(factor.value) for factor in factors if isinstance(factor, Literal)), start=1.0)
+    result: Node = literal(number) if math.isfinite(number) else ONE
     for factor in factors:
-        result = times(result, factor)
+        if not (isinstance(factor, Literal) and math.isfinite(number)):
+            result = times(result, factor)
     return result
 
 

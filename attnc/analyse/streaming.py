@@ -56,6 +56,7 @@ class _Streaming:
     notes: list[str] = field(default_factory=list)
     known: dict[Node, Sign] = field(default_factory=dict)
     resolved: dict[Node, Node] = field(default_factory=dict)
+    states: dict[Node, Node] = field(default_factory=dict)
     names: dict[str, int] = field(default_factory=dict)
 
     def run(self) -> Streamed:
@@ -110,9 +111,12 @@ class _Streaming:
         parts = addends(x)
         rows = [part for part in parts if is_row(part[1])]
         if not rows:
-            return reduce_keys("max", x)
+            return self._known(reduce_keys("max", x))
         inner = self._maximum(signed_sum(part for part in parts if not is_row(part[1])))
         return signed_sum([(1, inner), *rows])
+
+    def _known(self, primitive: Node) -> Node:
+        return self.states.get(primitive, primitive)
 
     def _leaves(self, factor: Node) -> bool:
         return is_row(factor) and has_statistic(factor) and sign_of(factor, self.known) is not Sign.UNKNOWN
@@ -123,7 +127,7 @@ class _Streaming:
         factors: dict[Node, list[Term]] = {}
         for term in merge(terms, shifts):
             summand = term.pair if term.value is None else apply("mul", term.pair, term.value)
-            factors.setdefault(reduce_keys("sum", summand), []).append(term.without_common(self.known))
+            factors.setdefault(self._known(reduce_keys("sum", summand)), []).append(term.without_common(self.known))
         return signed_sum(_applied(primitive, terms) for primitive, terms in factors.items())
 
     def _shift_of(self, pair: Node) -> Shift:
@@ -172,6 +176,8 @@ class _Streaming:
             else:
                 accumulators.append(Accumulator(name, term, value, shift))
         self.passes.append(Pass(tuple(statistics), tuple(accumulators)))
+        for primitive, made in states.items():
+            self.states[reduce_keys(primitive.op, substitute(primitive.x, states))] = made
         return states
 
     def _note(self, waiting: Sequence[Reduce], shifts: dict[Reduce, Shift], states: dict[Node, Node]) -> None:
