@@ -14,6 +14,7 @@ from attnc.ir.nodes import (
     ROW_AXES,
     Apply,
     Axes,
+    Bound,
     BranchOutput,
     Cumsum,
     Dot,
@@ -24,6 +25,7 @@ from attnc.ir.nodes import (
     MatVec,
     Node,
     Param,
+    Pool,
     Read,
     Reduce,
     Rope,
@@ -32,6 +34,7 @@ from attnc.ir.nodes import (
     Solve,
     State,
     Token,
+    Total,
 )
 from attnc.ir.ops import OPS, Rule
 
@@ -42,6 +45,8 @@ INDEX_AXES: dict[str, Axes] = {
     "row": frozenset("i"),
     "i": frozenset("i"),
     "j": frozenset("j"),
+    "I": frozenset("I"),
+    "J": frozenset("J"),
 }
 
 
@@ -85,14 +90,9 @@ def param(name: str, kind: Kind) -> Param:
 
 def token(name: str, width: Node | None = None) -> Token:
     """The raw vector of ``q``, ``k`` or ``v``; its width is ``D`` or ``E`` where it is not known yet."""
-    axes = ROW_AXES if name == "q" else frozenset("bhj")
+    axes = ROW_AXES if name in ("q", "$k") else frozenset("bhj")
     width = width or size("E" if name == "v" else "D")
     return Token(Kind.REAL, axes, width, name)  # type: ignore[arg-type]
-
-
-def token_at(name: str, position: str) -> Token:
-    """The row of ``k`` or ``v`` at the key position ``i`` or ``j``: ``k[i]`` is the key of the query's own token."""
-    return Token(Kind.REAL, frozenset({"b", "h", position}), token(name).width, name)  # type: ignore[arg-type]
 
 
 def state(name: str, width: Node | None = None) -> State:
@@ -231,6 +231,26 @@ def reduce_width(op: str, x: Node) -> Node:
     """The sum or maximum of the elements of a vector."""
     _vectors(op, x)
     return Reduce(Kind.REAL, x.axes, None, op, "d", to_real(x))  # type: ignore[arg-type]
+
+
+def reduce_candidates(op: str, x: Node) -> Node:
+    """``rowsum`` or ``rowmax`` in the rank of a route: over the candidate blocks."""
+    return Reduce(Kind.REAL, x.axes - {"J", "j"}, x.width, op, "J", to_real(x))  # type: ignore[arg-type]
+
+
+def pool(op: str, over: str, x: Node) -> Node:
+    """The mean, maximum or minimum over the tokens of a block of keys (``over="j"``) or of queries (``"i"``)."""
+    return Pool(Kind.REAL, (x.axes - {over}) | {over.upper()}, x.width, op, over, to_real(x))  # type: ignore[arg-type]
+
+
+def bound(level: int, extent: Node) -> Bound:
+    """The running index of a :func:`total`, the ``level``-th around its place."""
+    return Bound(Kind.INT, frozenset({f"n{level}"}), None, level, extent)
+
+
+def total(x: Node, index: Bound) -> Node:
+    """``x`` summed over all values of ``index``."""
+    return Total(Kind.REAL, x.axes - index.axes, x.width, to_real(x), index)
 
 
 def slice_(x: Node, lo: Node, hi: Node) -> Node:

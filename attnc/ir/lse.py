@@ -53,9 +53,7 @@ def _shifts(total: Node) -> set[tuple[_Part, ...]]:
 
 def _shift(exponent: Node) -> tuple[_Part, ...]:
     return tuple(
-        (-sign, part)
-        for sign, part in _parts(exponent)
-        if "j" not in part.axes and contains(part, _is_reduction)
+        (-sign, part) for sign, part in _parts(exponent) if "j" not in part.axes and contains(part, _is_reduction)
     )
 
 

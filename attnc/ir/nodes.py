@@ -26,7 +26,10 @@ class Kind(enum.StrEnum):
 
 
 Axes: TypeAlias = frozenset[str]
-"""Which of ``b h i j`` a value varies over: batch row, query head (or its key head), query row, key."""
+"""Which of ``b h i j`` a value varies over: batch row, query head (or its key head), query row, key.
+
+In the rank of a route also ``I`` and ``J``, blocks of queries and of keys, and ``n0``, ``n1``, ... of a ``Bound``.
+"""
 
 NO_AXES: Axes = frozenset()
 ROW_AXES: Axes = frozenset("bhi")
@@ -91,7 +94,10 @@ class Size(Node):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Index(Node):
-    """A position: ``b h g row i j``. ``i = row + N - M``; ``g`` is the key/value head of ``h``."""
+    """A position: ``b h g row i j``. ``i = row + N - M``; ``g`` is the key/value head of ``h``.
+
+    ``I`` and ``J`` are the blocks of query and key in the rank of a route.
+    """
 
     name: str
 
@@ -105,9 +111,12 @@ class Param(Node):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Token(Node):
-    """The raw vectors ``q[b,h,row,:]``, ``k[b,g,j,:]`` (width D) and ``v[b,g,j,:]`` (width E)."""
+    """The raw vectors ``q[b,h,row,:]``, ``k[b,g,j,:]`` (width D) and ``v[b,g,j,:]`` (width E).
 
-    name: OneOf["q", "k", "v"]
+    ``$k`` is ``k[b,g,i,:]``, the key of the query's own position; it occurs in the pairs of a :class:`Solve` alone.
+    """
+
+    name: OneOf["q", "k", "v", "$k"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +175,12 @@ class Reduce(Node):
     """A reduction over the visible keys (``over="j"``) or over the width of a vector (``over="d"``).
 
     Over ``j``, a vector is reduced element by element: ``o`` is ``Reduce("sum", "j", weight * value)``.
-    Over no key, ``sum`` is 0 and ``max`` is minus infinity.
+    Over no key, ``sum`` is 0 and ``max`` is minus infinity. In the rank of a route, ``over="J"`` is over the
+    candidate blocks of the row.
     """
 
     op: OneOf["sum", "max"]
-    over: OneOf["j", "d"]
+    over: OneOf["j", "d", "J"]
     x: Node
 
     @property
@@ -219,6 +229,46 @@ class MatVec(Node):
     @property
     def children(self) -> tuple[Node, ...]:
         return (self.x, self.matrix)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Pool(Node):
+    """In the rank of a route: ``x`` reduced over the keys of a block (``over="j"``) or its queries (``"i"``).
+
+    The ragged last block is reduced over the tokens it has. Vectors are reduced element by element.
+    """
+
+    op: OneOf["mean", "max", "min"]
+    over: OneOf["i", "j"]
+    x: Node
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return (self.x,)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Bound(Node):
+    """The running index of a :class:`Total`, from 0 to ``extent - 1``; ``level`` counts the totals around it."""
+
+    level: int
+    extent: Node
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return (self.extent,)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Total(Node):
+    """``x`` summed over all values of ``index``; in the rank of a route alone."""
+
+    x: Node
+    index: Bound
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return (self.x, self.index)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

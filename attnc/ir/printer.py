@@ -11,6 +11,7 @@ from itertools import count
 
 from attnc.ir.nodes import (
     Apply,
+    Bound,
     BranchOutput,
     Cumsum,
     Dot,
@@ -20,6 +21,7 @@ from attnc.ir.nodes import (
     MatVec,
     Node,
     Param,
+    Pool,
     Read,
     Reduce,
     Rope,
@@ -28,6 +30,7 @@ from attnc.ir.nodes import (
     Solve,
     State,
     Token,
+    Total,
 )
 from attnc.ir.ops import OPS
 from attnc.ir.program import Body, Program, Route
@@ -36,7 +39,14 @@ from attnc.ir.traverse import postorder
 ATOM = 100
 """Binding power of what never needs parentheses."""
 
-REDUCTIONS = {("sum", "j"): "rowsum", ("max", "j"): "rowmax", ("sum", "d"): "sum_d", ("max", "d"): "max_d"}
+REDUCTIONS = {
+    ("sum", "j"): "rowsum",
+    ("max", "j"): "rowmax",
+    ("sum", "d"): "sum_d",
+    ("max", "d"): "max_d",
+    ("sum", "J"): "sum_J",
+    ("max", "J"): "max_J",
+}
 
 _INLINE_DEPTH = 6
 _WIDEST = 400
@@ -97,6 +107,12 @@ def _text(node: Node, names: Mapping[Node, str], depth: int) -> tuple[str, int]:
             return call("dot", a, b)
         case Reduce(op=op, over=over, x=x):
             return call(REDUCTIONS[op, over], x)
+        case Pool(op=op, over=over, x=x):
+            return call(f"{op}_{over}", x)
+        case Bound(level=level, extent=extent):
+            return f"bound({level}, {show(extent)})", ATOM
+        case Total(x=x, index=index):
+            return call("total", x, index)
         case Slice(x=x, lo=lo, hi=hi):
             return f"{show(x, ATOM)}[{show(lo)}:{show(hi)}]", ATOM
         case Rope() | MatVec() | Cumsum() | Solve():

@@ -20,7 +20,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """How candidates become chosen: ``top(n)``, ``mass(p, least, crossing)``, ``above(x)``, ``given(input)``."""
+    """How candidates become chosen: ``top(n)``, ``mass(p, least, crossing)``, ``above(x)``, ``given(input)``.
+
+    The input of ``given`` is a read in which every axis is open.
+    """
 
     how: str
     args: tuple[Node, ...]
@@ -34,10 +37,14 @@ class Select:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A data-dependent restriction of the visible pairs (language.md, section 6)."""
+    """A data-dependent restriction of the visible pairs (language.md, section 6).
+
+    ``queries`` says who chooses: each ``query``, ``queries`` in blocks of ``queries_block`` together, or the ``head``.
+    ``"keep"`` is the other way round: the head chooses its queries by ``rank``, and the others see nothing.
+    """
 
     keys_block: Node
-    queries: str  # "query", "queries" or "head"
+    queries: str
     queries_block: Node | None
     rank: Node | None
     select: Select | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -24,6 +26,11 @@ _FORMS: dict[str, Callable[..., Node]] = {
     "matmul": build.matvec,
     "cumsum": build.cumsum,
     "solve": build.solve,
+    "total": build.total,
+    **{
+        f"{op}_{over}": functools.partial(build.pool, op, over)
+        for op, over in itertools.product(("mean", "max", "min"), "ij")
+    },
 }
 
 
@@ -140,6 +147,8 @@ class _Reader:
         return build.literal(sign * (int(text) if text.isdigit() else float(text)))
 
     def named(self, name: str) -> Node:
+        if name == "$k":
+            return build.token(name, self.names.width("k"))
         if name.startswith("$"):
             return build.state(name[1:], self.state_width())
         if self.given("("):
@@ -160,8 +169,11 @@ class _Reader:
                 return _FORMS[name](*args)
             case _ if name in _REDUCTIONS:
                 op, over = _REDUCTIONS[name]
-                make = build.reduce_keys if over == "j" else build.reduce_width
+                make = {"j": build.reduce_keys, "d": build.reduce_width, "J": build.reduce_candidates}[over]
                 return make(op, *args)  # type: ignore[arg-type]
+            case "bound":
+                level, extent = args
+                return build.bound(int(level.value), extent)  # type: ignore[attr-defined, arg-type]
             case _ if name in OPS and OPS[name].symbol is None:
                 return build.apply(name, *args)  # type: ignore[arg-type]
         raise Unreadable(f"`{name}` is not a function")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Container, Iterator, Mapping
 from attnc.ir import build
 from attnc.ir.nodes import (
     Apply,
+    Bound,
     BranchOutput,
     Cumsum,
     Dot,
@@ -19,6 +20,7 @@ from attnc.ir.nodes import (
     MatVec,
     Node,
     Param,
+    Pool,
     Read,
     Reduce,
     Rope,
@@ -27,6 +29,7 @@ from attnc.ir.nodes import (
     Solve,
     State,
     Token,
+    Total,
 )
 
 
@@ -63,6 +66,8 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
             return build.dot(*children)
         case Reduce(op=op, over="j"):
             return build.reduce_keys(op, *children)
+        case Reduce(op=op, over="J"):
+            return build.reduce_candidates(op, *children)
         case Reduce(op=op):
             return build.reduce_width(op, *children)
         case Slice():
@@ -73,6 +78,12 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
             return build.matvec(*children)  # type: ignore[arg-type]
         case Cumsum():
             return build.cumsum(*children)
+        case Pool(op=op, over=over):
+            return build.pool(op, over, *children)
+        case Bound(level=level):
+            return build.bound(level, *children)
+        case Total():
+            return build.total(*children)  # type: ignore[arg-type]
         case Solve():
             return build.solve(*children)
     raise AssertionError(f"a node of unknown type {type(node).__name__}")

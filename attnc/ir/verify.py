@@ -19,12 +19,14 @@ from attnc.ir.nodes import (
     MatVec,
     Node,
     Param,
+    Pool,
     Read,
     Reduce,
     Size,
     Solve,
     State,
     Token,
+    Total,
 )
 from attnc.ir.program import Body, Program
 from attnc.ir.traverse import postorder, rebuild
@@ -59,7 +61,7 @@ def _is_over_keys(node: Node) -> bool:
 
 
 def _couples_tokens(node: Node) -> bool:
-    return isinstance(node, Cumsum | Solve | BranchOutput)
+    return isinstance(node, Cumsum | Solve | BranchOutput | Pool | Total)
 
 
 ILLEGAL: MappingProxyType[Level, tuple[tuple[str, Callable[[Node], bool]], ...]] = MappingProxyType(
@@ -87,8 +89,9 @@ def verify(roots: Iterable[Node], level: Level) -> None:
     Raises:
         Malformed: a node is illegal at ``level``, or its kind, axes or width are not what its parts give.
     """
+    roots = list(roots)
     nodes = list(postorder(*roots))
-    matrices = {node.matrix for node in nodes if isinstance(node, MatVec)}
+    matrices = {*roots, *(node.matrix for node in nodes if isinstance(node, MatVec))}
     for node in nodes:
         for what, occurs in ILLEGAL[level]:
             if occurs(node):
