@@ -171,8 +171,10 @@ class _Form:
                 return _digest("branch", *(self.branches[name] for name in names))
             case Apply(op=op):
                 return _digest(op, *children)
-            case Reduce(op=op, over=over) | Pool(op=op, over=over):
-                return _digest(type(node).__name__, op, over, *children)
+            case Reduce(op=op, over=over):
+                return _digest(op, over, *children)
+            case Pool(op=op, over=over):
+                return _digest("pool", op, over, *children)
             case Bound(level=level):
                 return _digest("bound", level, *children)
             case _:

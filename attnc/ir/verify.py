@@ -29,7 +29,7 @@ from attnc.ir.nodes import (
     Total,
 )
 from attnc.ir.program import Body, Program
-from attnc.ir.traverse import postorder, rebuild
+from attnc.ir.traverse import contains, postorder, rebuild
 
 
 class Level(enum.Enum):
@@ -176,6 +176,8 @@ def _verify_declarations(program: Program) -> None:
 def _verify_body(body: Body, where: str) -> None:
     pair = frozenset("bhij")
     _require(body.mask, f"{where}mask", Kind.BOOL, False, pair)
+    if contains(body.mask, _is_over_keys):
+        raise Malformed(f"{where}the mask decides over which keys is reduced, so it cannot reduce: {body.mask!r}")
     _require(body.score, f"{where}score", Kind.REAL, False, pair)
     _require(body.weight, f"{where}weight", Kind.REAL, False, pair)
     _require(body.value, f"{where}value", Kind.REAL, True, pair)

@@ -145,7 +145,7 @@ class _Run:
         if value is None:
             raise ValueError(f"the parameter `{name}` is missing")
         dtype = {Kind.REAL: self.dtype, Kind.INT: torch.long, Kind.BOOL: torch.bool}[kind]
-        return torch.as_tensor(value, device=self.device).to(dtype)
+        return torch.as_tensor(value, dtype=dtype, device=self.device)
 
     def _check_space(self, program: Program) -> None:
         total = 1
@@ -225,6 +225,9 @@ class _Run:
                 return self._index(name, points)
             case Token(name="q"):
                 return self.tokens["q"][points.b, points.h, points.row]
+            case Token(name="$k"):
+                assert points.row is not None
+                return self.tokens["k"][points.b, self.groups[points.h], points.row + (self.N - self.M)]
             case Token(name=name):
                 return self.tokens[name][points.b, self.groups[points.h], points.j]
             case Read():
