@@ -28,8 +28,10 @@ def context(env: SimpleNamespace, q: Tensor, k: Tensor, v: Tensor, seen: Tensor,
 
 def shares(c: Any, s: Tensor, extra: Tensor | float = 0.0) -> Tensor:
     """Softmax over the seen keys with ``extra`` more in the denominator; rows that see nothing are 0."""
-    weights = torch.where(c.seen, s, -math.inf).exp()
-    return weights / (weights.sum(-1, keepdim=True) + extra).clamp(min=1e-300)
+    s = torch.where(c.seen, s, -math.inf)
+    most = s.amax(-1, keepdim=True).clamp(min=0)
+    weights = (s - most).exp()
+    return weights / (weights.sum(-1, keepdim=True) + extra * (-most).exp()).clamp(min=1e-300)
 
 
 def softmax(c: Any, s: Tensor) -> Tensor:
@@ -113,7 +115,7 @@ def tapa(c: Any) -> Tensor:
     half = c.D // 2
     amplitude = c.q[..., :half] @ c.k[..., :half].mT / math.sqrt(half)
     phase = c.q[..., half:] @ c.k[..., half:].mT / math.sqrt(c.D - half)
-    return softmax(c, amplitude * torch.cos(2 * math.pi * (c.i - c.j).abs() ** 0.1 * phase))
+    return softmax(c, amplitude * torch.cos(2 * math.pi * (c.i - c.j).abs().double() ** 0.1 * phase))
 
 
 def ssa(c: Any) -> Tensor:
@@ -206,7 +208,7 @@ FORMULAS: dict[str, Formula] = {
     "sahp": lambda c: softmax(c, c.dots.exp() / math.sqrt(c.D)),
     "attention_regulation": lambda c: softmax(c, scaled(c) + c.bias),
     "marginal": lambda c: softmax(c, scaled(c) + c.prior.clamp(min=1e-300).log()),
-    "locality_dial": lambda c: softmax(c, scaled(c) - c.dial * (c.i - c.j) / 4),
+    "locality_dial": lambda c: softmax(c, scaled(c) - c.dial * (c.i - c.j).double() / 4),
     "adaptive_filter": adaptive_filter,
     "linear:linear": lambda c: (c.seen * scaled(c)) @ c.v,
     "linear:lightning": lambda c: (c.seen * c.dots * torch.exp(-per_head(c.slope) * (c.i - c.j).clamp(min=0))) @ c.v,
