@@ -24,24 +24,43 @@ class TritonBackend:
     def build(self, plan: Plan, workload: Workload, target: Target) -> Kernel:
         from attnc.backends.triton.interpreter import is_interpreting
 
-        if is_interpreting():
-            return self._interpreted(plan, workload)
-        raise NotImplementedError
-
-    def _interpreted(self, plan: Plan, workload: Workload) -> Kernel:
-        from attnc.backends.triton.configs import INTERPRETER
-        from attnc.backends.triton.interpreter import Interpreter
-        from attnc.backends.triton.kernel import InterpretedKernel
-        from attnc.backends.triton.lower import lower_plan_to_recipe
-        from attnc.backends.triton.module import write_source
-
-        lowered = lower_plan_to_recipe(plan, workload, INTERPRETER, "ieee")
-        name = plan.program.name
-        texts = {f"{name}.py": write_source(name, lowered.functions)}
-        return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
+        return _interpreted(plan, workload) if is_interpreting() else _compiled(plan, workload, target)
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> Kernel:
-        raise NotImplementedError
+        from attnc.backends.triton.kernel import load_kernel
+
+        return load_kernel(folder, manifest)
 
     def toolchain(self) -> str:
         return f"triton {importlib.metadata.version('triton')}"
+
+
+def _interpreted(plan: Plan, workload: Workload) -> Kernel:
+    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.interpreter import Interpreter
+    from attnc.backends.triton.kernel import InterpretedKernel
+    from attnc.backends.triton.lower import lower_plan_to_recipe
+    from attnc.backends.triton.module import write_source
+
+    lowered = lower_plan_to_recipe(plan, workload, INTERPRETER, "ieee")
+    name = plan.program.name
+    texts = {"slots.py": write_source(name, lowered.functions)}
+    return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
+
+
+def _compiled(plan: Plan, workload: Workload, target: Target) -> Kernel:
+    from attnc.backends.triton.compiling import compile_plan
+    from attnc.backends.triton.driver import Program
+    from attnc.backends.triton.kernel import DeviceKernel, flattened
+
+    made = compile_plan(plan, workload, target)
+    launches = made.lowered.recipe.launches
+    ending = "ptx" if target.kind == "cuda" else "amdgcn"
+    texts = {"slots.py": made.source}
+    texts |= {f"{one.name}.{ending}": binary.assembly for one, binary in zip(launches, made.binaries, strict=True)}
+    programs = tuple(
+        Program(binary.code, binary.function, binary.shared, binary.threads, flattened(one.arguments))
+        for one, binary in zip(launches, made.binaries, strict=True)
+    )
+    reports = {one.name: binary.report for one, binary in zip(launches, made.binaries, strict=True)}
+    return DeviceKernel(target, made.lowered.recipe, programs, texts, reports)

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from attnc.backends.protocol import Target
 from attnc.backends.triton.call import Execute, TileLists, run
-from attnc.backends.triton.recipe import Recipe
+from attnc.backends.triton.driver import Driver, DriverError, Program
+from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
+from attnc.backends.triton.report import Report
+
+FORMAT = 1
 
 
 @dataclass(slots=True)
 class InterpretedKernel:
-    """Kernels that run in Triton's interpreter."""
+    """Kernels that run in Triton's interpreter, on tensors of the CPU."""
 
     recipe: Recipe
     texts: Mapping[str, str]
@@ -37,3 +42,92 @@ class InterpretedKernel:
 
     def save(self, folder: Path) -> Mapping[str, Any]:
         raise RuntimeError("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
+
+
+@dataclass(slots=True)
+class DeviceKernel:
+    """Compiled kernels. They can be made and saved anywhere, and run where ``target`` is."""
+
+    target: Target
+    recipe: Recipe
+    programs: tuple[Program, ...]
+    texts: Mapping[str, str]
+    reports: Mapping[str, Report]
+    lists: TileLists = field(default_factory=TileLists)
+    driver: Driver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.driver = Driver(self.target, self.programs)
+
+    def report(self) -> Mapping[str, Report]:
+        """What the compilers said of each kernel, by the name of its launch."""
+        return self.reports
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        out: Tensor,
+        lse: Tensor | None,
+    ) -> None:
+        if not q.is_cuda:
+            raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {q.device}")
+
+        def execute(at: int, programs: int, bind: Any) -> None:
+            self.driver.start(at, programs, [bind(value) for value in self.programs[at].values], q.device)
+
+        run(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, out, lse)
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        ending = "cubin" if self.target.kind == "cuda" else "hsaco"
+        saved = []
+        for launch, program in zip(self.recipe.launches, self.programs, strict=True):
+            file = f"{launch.name}.{ending}"
+            (folder / file).write_bytes(program.code)
+            saved.append(
+                {"file": file, "function": program.function, "shared": program.shared, "threads": program.threads}
+            )
+        return {
+            "format": FORMAT,
+            "target": [self.target.kind, self.target.arch],
+            "recipe": to_json(self.recipe),
+            "programs": saved,
+            "reports": {name: asdict(report) for name, report in self.reports.items()},
+        }
+
+
+def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:
+    """What :meth:`DeviceKernel.save` wrote.
+
+    Raises:
+        ValueError: the manifest is of another format, or damaged.
+    """
+    if manifest.get("format") != FORMAT:
+        raise ValueError(f"kernels of format {manifest.get('format')}, this version reads format {FORMAT}")
+    try:
+        recipe = from_json(manifest["recipe"])
+        programs = tuple(
+            Program(
+                (folder / saved["file"]).read_bytes(),
+                saved["function"],
+                saved["shared"],
+                saved["threads"],
+                flattened(launch.arguments),
+            )
+            for launch, saved in zip(recipe.launches, manifest["programs"], strict=True)
+        )
+        reports = {
+            name: Report(**{**fields, "kinds": tuple(fields["kinds"])}) for name, fields in manifest["reports"].items()
+        }
+        return DeviceKernel(Target(*manifest["target"]), recipe, programs, {}, reports)
+    except (KeyError, TypeError, ValueError, OSError) as error:
+        raise ValueError(f"the description of the kernels is damaged: {error!r}") from None
+
+
+def flattened(arguments: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Every run-time argument in the order of the machine code."""
+    return tuple(value for tree in arguments.values() for _, value in leaves(tree))

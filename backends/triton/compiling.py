@@ -1,0 +1,139 @@
+"""Ahead-of-time compilation of a recipe by Triton, for a target that need not be here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from attnc.backends.protocol import Target, Workload
+from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates
+from attnc.backends.triton.families import template
+from attnc.backends.triton.lower import Lowered, lower_plan_to_recipe
+from attnc.backends.triton.module import import_source, write_source
+from attnc.backends.triton.recipe import Arguments, Launch, Value, leaves
+from attnc.backends.triton.report import Report, read_report
+from attnc.backends.triton.vectors import split
+from attnc.plan import Plan
+
+_ATTEMPTS = 6
+
+
+class CompileError(RuntimeError):
+    """No configuration of a kernel fits its target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binary:
+    """One compiled kernel: machine code, how to start it, its assembly and what the compiler says of it."""
+
+    function: str
+    code: bytes
+    shared: int
+    threads: int
+    assembly: str
+    report: Report
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """A recipe with the binary of each launch."""
+
+    lowered: Lowered
+    source: str
+    binaries: tuple[Binary, ...]
+    config: Config
+
+
+def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
+    """Compile a plan with the first configuration that fits, or with the one that spills least.
+
+    Raises:
+        CompileError: none fits.
+    """
+    least: Compiled | None = None
+    for attempt, config in enumerate(candidates(target, workload.dtype, _width(plan))):
+        if attempt >= _ATTEMPTS and least is not None:
+            break
+        compiled = _compile(plan, workload, target, config)
+        if any(binary.shared > SHARED_MEMORY[target.arch] for binary in compiled.binaries):
+            continue
+        if not _spills(compiled):
+            return compiled
+        if least is None or _spills(compiled) < _spills(least):
+            least = compiled
+    if least is None:
+        raise CompileError(f"no tile of `{plan.program.name}` fits the {SHARED_MEMORY[target.arch]} bytes of {target}")
+    return least
+
+
+def _compile(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:
+    lowered = lower_plan_to_recipe(plan, workload, config, precision(target))
+    source = write_source(plan.program.name, lowered.functions)
+    module = import_source(plan.program.name, source)
+    binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
+    return Compiled(lowered, source, binaries, config)
+
+
+def precision(target: Target) -> str:
+    """How products of float32 are taken: three products of tf32 on NVIDIA, exactly on AMD."""
+    return "tf32x3" if target.kind == "cuda" else "ieee"
+
+
+def compile_launch(launch: Launch, module: ModuleType, target: Target) -> Binary:
+    """The binary of one launch."""
+    import triton
+    from triton.compiler import ASTSource
+
+    kernel = template(launch.family)
+    slots = {slot: getattr(module, name) for slot, name in launch.slots.items()}
+    constants = {**launch.constants, **slots}
+    places = {name: at for at, name in enumerate(kernel.arg_names)}
+    signature = {
+        name: _types(launch.arguments[name]) if name in launch.arguments else "constexpr" for name in kernel.arg_names
+    }
+    hints = {
+        (places[name], *path): [["tt.divisibility", value.divisible]]
+        for name, tree in launch.arguments.items()
+        for path, value in leaves(tree)
+        if value.divisible > 1
+    }
+    source = ASTSource(kernel, signature, {(places[name],): value for name, value in constants.items()}, hints)
+    made = triton.compile(
+        source, target=_gpu(target), options={"num_warps": launch.warps, "num_stages": max(1, launch.stages)}
+    )
+    metadata = made.metadata
+    for scratch in ("global_scratch_size", "profile_scratch_size"):
+        if getattr(metadata, scratch, 0):
+            raise CompileError(f"the kernel {launch.name} wants {scratch}, which this backend does not pass")
+    code, assembly = ("cubin", "ptx") if target.kind == "cuda" else ("hsaco", "amdgcn")
+    return Binary(
+        metadata.name,
+        made.asm[code],
+        metadata.shared,
+        metadata.num_warps * metadata.warp_size,
+        made.asm[assembly],
+        read_report(made.asm[code], made.asm[assembly], metadata.shared, target),
+    )
+
+
+def _types(arguments: Arguments) -> Any:
+    return arguments.type if isinstance(arguments, Value) else tuple(map(_types, arguments))
+
+
+def _gpu(target: Target) -> Any:
+    from triton.backends.compiler import GPUTarget
+
+    if target.kind == "hip":
+        return GPUTarget("hip", target.arch, 64)
+    return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), 32)
+
+
+def _width(plan: Plan) -> int:
+    """What a row of the widest tile holds: lanes of keys, or of all accumulators together."""
+    d, e = (sum(padded for _, _, padded in split(width)) for width in plan.program.widths)
+    return max(d, e, *(e * len(step.accumulators) for step in plan.passes), 16)
+
+
+def _spills(compiled: Compiled) -> int:
+    return sum(binary.report.spilled for binary in compiled.binaries)

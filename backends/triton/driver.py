@@ -1,0 +1,117 @@
+"""Starting compiled kernels through the driver of CUDA or HIP, without any compiler in the process."""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attnc.backends.protocol import Target
+from attnc.backends.triton.recipe import Value
+
+_LIBRARIES = {"cuda": ("libcuda.so.1", "libcuda.so"), "hip": ("libamdhip64.so", "libamdhip64.so.6", "libamdhip64.so.7")}
+_PREFIX = {"cuda": "cu", "hip": "hip"}
+_MAX_DYNAMIC_SHARED = 8
+_STATIC_SHARED = 48 * 1024
+_SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+
+
+class DriverError(RuntimeError):
+    """The driver is missing, or refused something."""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """One kernel to start: its code, its entry, and what a launch of it needs."""
+
+    code: bytes
+    function: str
+    shared: int
+    threads: int
+    values: tuple[Value, ...]
+
+
+@dataclass(slots=True)
+class Driver:
+    """The driver's entry points; kernels are loaded once a device, when they are first started."""
+
+    target: Target
+    programs: Sequence[Program]
+    _library: ctypes.CDLL | None = None
+    _functions: dict[tuple[int, int], ctypes.c_void_p] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def start(self, at: int, blocks: int, arguments: Sequence[Tensor | int | float], device: torch.device) -> None:
+        """Launch kernel ``at`` on the current stream of ``device``."""
+        program = self.programs[at]
+        index = device.index if device.index is not None else torch.cuda.current_device()
+        function = self._functions.get((at, index)) or self._load(at, index)
+        held = [_argument(value, argument) for value, argument in zip(program.values, arguments, strict=True)]
+        held += [ctypes.c_void_p(0), ctypes.c_void_p(0)]  # Triton's scratch memories, which these kernels do not use
+        pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(argument) for argument in held))
+        stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
+        launch = "LaunchKernel" if self.target.kind == "cuda" else "ModuleLaunchKernel"
+        self._call(
+            launch, function, blocks, 1, 1, program.threads, 1, 1, program.shared, stream, pointers, ctypes.c_void_p(0)
+        )
+
+    def _load(self, at: int, index: int) -> ctypes.c_void_p:
+        with self._lock:
+            if (at, index) in self._functions:
+                return self._functions[at, index]
+            self._check_device(index)
+            torch.cuda.current_stream(index).synchronize()  # makes the device's context current in this thread
+            program = self.programs[at]
+            module, function = ctypes.c_void_p(), ctypes.c_void_p()
+            self._call("ModuleLoadData", ctypes.byref(module), program.code)
+            self._call("ModuleGetFunction", ctypes.byref(function), module, program.function.encode())
+            if program.shared > _STATIC_SHARED and self.target.kind == "cuda":
+                self._call("FuncSetAttribute", function, _MAX_DYNAMIC_SHARED, program.shared)
+            self._functions[at, index] = function
+            return function
+
+    def _check_device(self, index: int) -> None:
+        properties = torch.cuda.get_device_properties(index)
+        if self.target.kind == "hip":
+            here = str(getattr(properties, "gcnArchName", "no AMD GPU")).partition(":")[0]
+            fits = here == self.target.arch
+        else:
+            here = f"sm_{properties.major}{properties.minor}"
+            fits = here[:-1] == self.target.arch[:-1] and torch.version.hip is None
+        if not fits:
+            raise DriverError(f"these kernels are for {self.target}, the device is {properties.name} ({here})")
+
+    def _call(self, name: str, *arguments: object) -> None:
+        if self._library is None:
+            self._library = _open(self.target)
+        full = _PREFIX[self.target.kind] + name
+        code = getattr(self._library, full)(*arguments)
+        if code != 0:
+            raise DriverError(f"{full} failed: {self._reason(code)}")
+
+    def _reason(self, code: int) -> str:
+        if self.target.kind == "hip":
+            return f"HIP error {code}"
+        assert self._library is not None
+        text = ctypes.c_char_p()
+        self._library.cuGetErrorString(code, ctypes.byref(text))
+        return text.value.decode() if text.value else f"CUDA error {code}"
+
+
+def _open(target: Target) -> ctypes.CDLL:
+    for name in _LIBRARIES[target.kind]:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise DriverError(f"target `{target}` needs the driver library {_LIBRARIES[target.kind][0]}, which is not here")
+
+
+def _argument(value: Value, argument: Tensor | int | float) -> ctypes._SimpleCData[int] | ctypes._SimpleCData[float]:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())  # type: ignore[return-value]
+    return _SCALARS[value.type](argument)
