@@ -137,7 +137,10 @@ def _operation(name: str, args: tuple[Node, ...], show: Callable[[Node, int], st
 
 
 def listing(roots: Iterable[Node], prefix: str = "%") -> tuple[list[str], dict[Node, str]]:
-    """Numbered lines ``%n = ...`` for what is shared or deeply nested under ``roots``, and the names they give."""
+    """Numbered lines ``%n = ...`` for what is shared or deeply nested under ``roots``, and the names they give.
+
+    Reads at plain positions are repeated rather than named.
+    """
     uses: dict[Node, int] = {}
     order = list(postorder(*dict.fromkeys(roots)))
     for node in order:
@@ -152,7 +155,9 @@ def listing(roots: Iterable[Node], prefix: str = "%") -> tuple[list[str], dict[N
     numbers = count()
     for node in order:
         depths[node] = 1 + max((depths[child] for child in node.children), default=-1)
-        if depths[node] and node not in only_read and (uses[node] > 1 or depths[node] > _INLINE_DEPTH):
+        if isinstance(node, Read) and (depths[node] == 1 or node in only_read):
+            continue
+        if depths[node] and (uses[node] > 1 or depths[node] > _INLINE_DEPTH):
             name = f"{prefix}{next(numbers)}"
             lines.append(f"{name} = {expression(node, names, _ALL)}")
             names[node] = name
