@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from lark import Token, Tree
-
 from attnc.grammar import tree as t
 from attnc.grammar.source import Source, Span
+from lark import Token, Tree
 
 Parsed: TypeAlias = Tree[Token]
 Child: TypeAlias = Parsed | Token | None
@@ -158,7 +157,8 @@ class TreeBuilder:
         return t.Name(str(token), self._token_span(token))
 
     def _token_span(self, token: Token) -> Span:
-        assert token.start_pos is not None and token.end_pos is not None
+        assert token.start_pos is not None
+        assert token.end_pos is not None
         return Span(self.source, token.start_pos, token.end_pos)
 
     def _span(self, parsed: Parsed) -> Span:

@@ -23,9 +23,10 @@ def skip_to_next_statement(error: UnexpectedInput, text: str) -> bool:
     while found is not None:
         terminal = "RBRACE" if found["word"] == "}" else found["word"].upper()
         if _unwind(parser.parser_state, terminal):
-            counter = parser.lexer_thread.state.line_ctr
-            counter.char_pos = found.start("word")
-            parser.lexer_thread.state.last_token = None
+            lexer = parser.lexer_thread.state
+            assert lexer is not None
+            lexer.line_ctr.char_pos = found.start("word")
+            lexer.last_token = None
             return True
         found = _NEXT_STATEMENT.search(text, found.end())
     return False

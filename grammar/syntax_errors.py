@@ -9,11 +9,10 @@ import difflib
 import functools
 from dataclasses import dataclass
 
-from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
-
 from attnc.grammar.diagnostic import Diagnostic
 from attnc.grammar.recover import STATEMENTS
 from attnc.grammar.source import Source, Span
+from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +135,7 @@ NAMED = (
 )
 
 _EXPRESSION = frozenset({"NAME", "NUMBER", "LPAR", "MINUS", "TRUE", "FALSE"})
-_OPERATORS = frozenset({"PLUS", "TIMES", "AND", "OR", "COMPARISON", "BITAND", "BITOR", "BITXOR", "SHIFT", "POWER", "IF"})
+_OPERATORS = frozenset("PLUS TIMES AND OR COMPARISON BITAND BITOR BITXOR SHIFT POWER IF".split())
 _SHOWN = {
     "NAME": "a name",
     "NUMBER": "a number",
@@ -169,7 +168,7 @@ def describe(parser: Lark, error: UnexpectedInput, source: Source) -> Diagnostic
     if isinstance(error, UnexpectedToken):
         return _unexpected_token(parser, error, source)
     assert isinstance(error, UnexpectedCharacters)
-    at = error.pos_in_stream
+    at = error.pos_in_stream or 0
     character = source.text[at]
     shown = f"`{character}`" if character.isprintable() else f"U+{ord(character):04X}"
     message = f"{shown} does not belong to the language"
@@ -182,7 +181,8 @@ def _unexpected_token(parser: Lark, error: UnexpectedToken, source: Source) -> D
     token: Token = error.token
     start, end = _place(token, source)
     span = Span(source, start, end)
-    accepted = frozenset(error.interactive_parser.accepts()) if error.interactive_parser else frozenset(error.accepts)
+    parser_ = error.interactive_parser
+    accepted: frozenset[str] = frozenset(parser_.accepts() if parser_ else error.accepts)  # type: ignore[no-untyped-call]
     named = _table(parser).get((_position(error), token.type))
     if named is not None:
         return Diagnostic(named.code, named.message, span, _expected(accepted), named.hint)

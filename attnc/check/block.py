@@ -13,7 +13,7 @@ from attnc.grammar import tree as t
 Declared: TypeAlias = t.InputDecl | t.ConstDecl | t.ParamDecl | t.Let | t.Branch | t.Name
 """What a name of a block stands for; a bare ``Name`` is an extent of the space that the caller passes."""
 
-ALWAYS_THERE = frozenset("b h g i j row B H G M N D E q k v scale score weight o".split())
+ALWAYS_THERE = frozenset("b h g i j row I J B H G M N D E q k v scale score weight o".split())
 SIZES = frozenset("BHGMNDE")
 INDICES = frozenset({"b", "h", "g", "row", "i", "j"})
 
@@ -116,7 +116,8 @@ def _space(block: Block, item: t.SpaceDecl, report: Report) -> None:
 
 
 def _declare(block: Block, name: t.Name, item: Declared, report: Report) -> bool:
-    if name.text in ALWAYS_THERE:
+    may_shadow = isinstance(item, t.Let) and name.text in SIZES
+    if name.text in ALWAYS_THERE and not may_shadow:
         report.add("E104", f"`{name.text}` is always there", name.span, "cannot be declared", "choose another name")
         return False
     if name.text in block.declared:

@@ -51,8 +51,9 @@ def check(
         seen: dict[str, Span] = {}
         for attention in file.attentions:
             if attention.name.text in seen:
-                notes = (f"the first is at {seen[attention.name.text]}",)
-                report.add("E103", f"a second attention named `{attention.name.text}`", attention.name.span, notes=notes)
+                name_, first = attention.name, seen[attention.name.text]
+                notes = (f"the first is at {first}",)
+                report.add("E103", f"a second attention named `{name_.text}`", name_.span, notes=notes)
                 continue
             seen[attention.name.text] = attention.name.span
             is_chosen = attention is chosen
@@ -145,5 +146,3 @@ class _Attention:
                 hint = did_you_mean(name, known) or f"its constants are {', '.join(known) or '(none)'}"
                 message = f"`{block.name.text}` has no constant `{name}`"
                 self.report.add("E307", message, block.name.span, hint=hint)
-
-

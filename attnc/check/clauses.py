@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from attnc.check.block import Block
 from attnc.check.defaults import default_clause, std_scope
 from attnc.check.frame import Frame
+from attnc.check.routes import routes_of
 from attnc.check.values import POISON, Poison, Value
 from attnc.grammar import Span
 from attnc.grammar import tree as t
@@ -62,7 +63,7 @@ def _checked(ev: Evaluator, clause: t.Clause, value: Node | Poison, frame: Frame
     keyword, span = clause.keyword, clause.value.span
     is_vector = keyword in VECTORS
     if value.is_vector and not is_vector:
-        hint = "reduce it: `dot(a, b)`, `norm2(a)`, `sum_d(a)`"
+        hint: str | None = "reduce it: `dot(a, b)`, `norm2(a)`, `sum_d(a)`"
         return ev.error("E209", f"`{keyword}` is a number for each pair", span, frame, "this is a vector over d", hint)
     if is_vector and not value.is_vector:
         hint = "multiply the vector with it, as in `x * o`" if keyword == "output" else None
@@ -110,12 +111,29 @@ def attended(ev: Evaluator, body: Block) -> Value:
 
 def body_of(ev: Evaluator, block: Block) -> Body | None:
     """All of what a block computes; ``None`` if something in it is wrong."""
-    from attnc.check.routes import routes_of
+    if block not in ev.bodies:
+        ev.bodies[block] = None
+        ev.bodies[block] = _body(ev, block)
+    return ev.bodies[block]
 
+
+def _body(ev: Evaluator, block: Block) -> Body | None:
+    if block.branches and "output" not in block.clauses:
+        hint = f"write `output` with {', '.join(f'`{name}`' for name in block.branches)}"
+        ev.report.add("E404", "an `output` says how the branches combine", block.name.span, hint=hint)
+        return None
+    if block.branches:
+        output = clause_value(ev, block, "output")
+        zero = build.literal(0.0)
+        return Body(build.literal(True), zero, zero, build.token("v"), output) if isinstance(output, Node) else None
     values = [clause_value(ev, block, keyword) for keyword in ("mask", "score", "normalize", "value", "output")]
     routes = routes_of(ev, block)
     nodes = [value for value in values if isinstance(value, Node)]
     if len(nodes) < len(values) or routes is None:
         return None
     mask, score, weight, value, output = nodes
+    if block.outer is not None and output.width is not build.size("E"):
+        hint = "branches are combined element by element over the width of `v`"
+        ev.report.add("E404", f"the output of `{block.name.text}` is not as wide as `v`", block.name.span, hint=hint)
+        return None
     return Body(mask, score, weight, value, output, routes)

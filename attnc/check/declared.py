@@ -69,13 +69,12 @@ def constant(ev: Evaluator, declared: t.ConstDecl, home: Block, frame: Frame) ->
         return ev.build(build.to_real, (written,), name.span, inner)
     if written.kind is not kind:
         assert declared.value is not None
-        return ev.error("E304", f"`{name.text}` is declared {kind}", declared.value.span, inner, f"this is {written.kind}")
+        found = f"this is {written.kind}"
+        return ev.error("E304", f"`{name.text}` is declared {kind}", declared.value.span, inner, found)
     return written
 
 
-def _given(
-    ev: Evaluator, declared: t.ConstDecl, kind: Kind | None, value: object, frame: Frame
-) -> Node | Poison:
+def _given(ev: Evaluator, declared: t.ConstDecl, kind: Kind | None, value: object, frame: Frame) -> Node | Poison:
     """A constant the caller gave."""
     name = declared.name
     kinds = {bool: Kind.BOOL, int: Kind.INT, float: Kind.REAL}

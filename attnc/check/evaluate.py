@@ -22,7 +22,9 @@ from attnc.ir import build
 from attnc.ir.build import IllTyped
 from attnc.ir.nodes import Node
 from attnc.ir.ops import OPS
+from attnc.ir.program import Body
 
+MAX_LEVELS = 120
 MAX_DEPTH = 220
 MAX_STEPS = 200_000
 
@@ -39,6 +41,7 @@ class Evaluator:
         self.used: set[tuple[Block, str]] = set()
         self.values: dict[object, Value] = {}
         self.running: set[object] = set()
+        self.bodies: dict[Block, Body | None] = {}
         self._depths: dict[Node, int] = {}
         self._level = 0
         self._steps = 0
@@ -112,8 +115,8 @@ class Evaluator:
     def value(self, expr: t.Expr, frame: Frame) -> Value:
         """The value of an expression."""
         self._steps += 1
-        if self._level >= MAX_DEPTH:
-            return self.error("E902", f"this is nested too deeply: the limit is {MAX_DEPTH} levels", expr.span, frame)
+        if self._level >= MAX_LEVELS:
+            return self.error("E902", f"this is nested too deeply: the limit is {MAX_LEVELS} levels", expr.span, frame)
         if self._steps > MAX_STEPS:
             self.error("E901", "this spec is too large once its functions are inlined", expr.span, frame)
             raise TooMuch
@@ -200,5 +203,3 @@ class Evaluator:
         if key not in self.values:
             self.values[key] = self.value(function.declared.body, inner)
         return self.values[key]
-
-

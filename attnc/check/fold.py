@@ -75,13 +75,26 @@ def _identity(node: Apply) -> Node:
             return a
         case "mod" if known_b == 1 and node.kind is Kind.INT and not a.is_vector:
             return build.literal(0)
-        case "add" if node.kind is Kind.INT:
-            return b if known_a == 0 else a if known_b == 0 else node
-        case "sub" if node.kind is Kind.INT and known_b == 0:
-            return a
+        case "add" if node.kind is Kind.INT and known_a == 0:
+            return b
+        case "add" | "sub" if node.kind is Kind.INT and known_b is not None:
+            return _offset(a, int(known_b) if node.op == "add" else -int(known_b), node)
         case "mul" if node.kind is Kind.INT:
             return b if known_a == 1 else a if known_b == 1 else node
     return node
+
+
+def _offset(x: Node, by: int, node: Node) -> Node:
+    """The integer ``x + by``, written ``node``, with the offset that ``x`` has already."""
+    if isinstance(x, Apply) and x.op in ("add", "sub") and isinstance(x.args[1], Literal):
+        inner = int(x.args[1].value)
+        by += inner if x.op == "add" else -inner
+        x = x.args[0]
+    elif by:
+        return node
+    if not by:
+        return x
+    return build.apply("add" if by > 0 else "sub", x, checked_literal(abs(by)))
 
 
 def is_static(node: Node) -> bool:

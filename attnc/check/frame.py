@@ -14,15 +14,17 @@ from attnc.grammar import STD_NAME, Span
 if TYPE_CHECKING:
     from attnc.check.block import Block
 
-RAW = frozenset({"query", "key", "value"})
+RAW = frozenset({"query", "key", "value", "solve"})
 """Clauses in which ``q k v`` are the rows the caller passed; elsewhere they are what these clauses made of them."""
+
+_SCALED = "query key value solve mask score normalize output rank keep let"
 
 ALLOWED: Mapping[str, frozenset[str]] = MappingProxyType(
     {
         "score": frozenset({"normalize", "output", "let"}),
         "weight": frozenset({"output", "let"}),
         "o": frozenset({"output", "let"}),
-        "scale": frozenset({"query", "key", "value", "mask", "score", "normalize", "output", "rank", "keep", "let"}),
+        "scale": frozenset(_SCALED.split()),
         "reduction": frozenset({"score", "normalize", "output", "rank", "let"}),
     }
 )

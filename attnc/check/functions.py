@@ -49,7 +49,9 @@ class Function:
         return sum(parameter.default is None for parameter in self.declared.parameters)
 
 
-def declare(scope: Scope, definitions: Sequence[t.Def], report: Report, reserved: frozenset[str], home: Block | None) -> None:
+def declare(
+    scope: Scope, definitions: Sequence[t.Def], report: Report, reserved: frozenset[str], home: Block | None
+) -> None:
     """Add functions to a scope; doubles, reserved names and recursion are reported."""
     if len(definitions) > MAX_FUNCTIONS:
         span = definitions[MAX_FUNCTIONS].name.span
@@ -130,8 +132,8 @@ def names_in(expr: t.Expr | t.Range) -> Iterator[str]:
             for item in items:
                 yield from names_in(item)
         case t.Range(lo=lo, hi=hi):
-            for x in (lo, hi):
-                if x is not None:
-                    yield from names_in(x)
+            for bound in (lo, hi):
+                if bound is not None:
+                    yield from names_in(bound)
         case t.Number() | t.Truth() | t.Coordinate():
             return

@@ -11,11 +11,11 @@ from attnc.check import route_functions as routing
 from attnc.check.binding import bind
 from attnc.check.fold import is_static
 from attnc.check.frame import ALLOWED, Frame
-from attnc.check.values import POISON, Matrix, Poison, Running, Value
+from attnc.check.values import POISON, Matrix, Poison, Running, Value, Whole
 from attnc.grammar import tree as t
 from attnc.ir import build
 from attnc.ir.build import IllTyped
-from attnc.ir.nodes import Kind, Literal, Node
+from attnc.ir.nodes import Kind, Literal, Node, Size
 
 if TYPE_CHECKING:
     from attnc.check.evaluate import Evaluator
@@ -114,7 +114,8 @@ def _rope(ev: Evaluator, call: t.Call, frame: Frame) -> Value:
 
 def _checked_rope(x: Node, position: Node, base: Node, rotated: Node) -> Node:
     if position.is_vector or base.is_vector:
-        raise IllTyped("`rope` takes a number as position and base, found a vector", operand=1 if position.is_vector else 2)
+        blamed = 1 if position.is_vector else 2
+        raise IllTyped("`rope` takes a number as position and base, found a vector", operand=blamed)
     if isinstance(rotated, Literal) and isinstance(x.width, Literal) and not 0 < rotated.value <= x.width.value:
         raise IllTyped(f"`rope` cannot rotate {rotated.value} elements of a vector of {x.width.value}")
     return build.rope(x, position, base, rotated)
@@ -153,11 +154,13 @@ def _checked_reduce(op: str, over: str, x: Node) -> Node:
 
 
 def _cumsum(ev: Evaluator, call: t.Call, frame: Frame) -> Value:
-    found = operands(ev, call, frame, "x", 1)
-    if found is None or isinstance(found[0][0], Poison):
+    given = bind(ev, call, ["x"], 1, frame)
+    if given is None:
         return POISON
-    (x,) = found[0]
-    assert isinstance(x, Node)
+    value = ev.value(given["x"].value, frame)
+    x = _along_keys(ev, value, call, frame) if isinstance(value, Whole) else ev.as_node(value, given["x"].value, frame)
+    if isinstance(x, Poison):
+        return POISON
     if "i" in x.axes:
         hint = "name the running position `j`: `cumsum(x[b, h, j])`"
         return ev.error("E208", "`cumsum` runs over `j`", call.arguments[0].span, frame, "depends on `i`", hint)
@@ -165,6 +168,17 @@ def _cumsum(ev: Evaluator, call: t.Call, frame: Frame) -> Value:
         hint = "write `1 if ... else 0`"
         return ev.error("E201", "expected a number, found a truth value", call.arguments[0].span, frame, hint=hint)
     return Running(x)
+
+
+def _along_keys(ev: Evaluator, whole: Whole, call: t.Call, frame: Frame) -> Node | Poison:
+    """An input given by its name alone, read at the key: ``x[b, h, j]``, ``x[b, h, j, :]`` and the like."""
+    usual = {"B": "b", "H": "h", "G": "g", "N": "j", "D": None, "E": None}
+    dims = [dim.name if isinstance(dim, Size) else "" for dim in whole.input.dims]
+    vectors = sum(dims.count(width) for width in "DE")
+    if "N" not in dims or not usual.keys() >= set(dims) or vectors > 1:
+        return ev.as_node(whole, call.arguments[0].value, frame)
+    indices = tuple(None if usual[dim] is None else build.index(str(usual[dim])) for dim in dims)
+    return ev.build(build.read, (whole.input, indices), call.span, frame)
 
 
 INTRINSICS: Mapping[str, Intrinsic] = MappingProxyType(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, assert_never
 
@@ -29,8 +28,6 @@ def value(ev: Evaluator, name: t.Name, frame: Frame) -> Value:
         return _declared(ev, name, *found, frame)
     if text in ALWAYS_THERE:
         return always_there(ev, name, frame)
-    if text in ("I", "J") and frame.clause == "rank":
-        return build.index(text)
     function = frame.scope.find(text)
     if function is not None:
         if function.required:
@@ -55,8 +52,6 @@ def _unknown(ev: Evaluator, name: t.Name, frame: Frame) -> Poison:
             hint_ = "numbers are finite; a pair that must not take part is excluded by `mask`"
         case "True" | "False":
             hint_ = f"write `{text.lower()}`"
-        case "I" | "J":
-            hint_ = "block indices are known in the `rank` of a route alone; write `i // SIZE`"
         case "d":
             hint_ = "the axis d has no name: vectors are used whole, or in part as `q[0:64]`"
         case _:
@@ -92,7 +87,12 @@ def declared_value(
     ev: Evaluator, declared: t.InputDecl | t.ConstDecl, home: Block, frame: Frame, name: t.Name | None = None
 ) -> Value:
     """An input or constant, named at ``name`` if anywhere."""
-    make = functools.partial(input_of if isinstance(declared, t.InputDecl) else constant, ev, declared, home, frame)
+
+    def make() -> Value:
+        if isinstance(declared, t.InputDecl):
+            return input_of(ev, declared, home, frame)
+        return constant(ev, declared, home, frame)
+
     return _once(ev, name or declared.name, ("declared", declared.name), frame, make)
 
 
@@ -136,7 +136,9 @@ def always_there(ev: Evaluator, name: t.Name, frame: Frame) -> Value:
             return build.token(text)
         ev.used.add((frame.body, text))
         return clause_value(ev, frame.body, {"q": "query", "k": "key", "v": "value"}[text])
-    if frame.clause not in ALLOWED[text]:
+    if text in ("I", "J") and frame.clause == "rank":
+        return build.index(text)
+    if frame.clause not in ALLOWED.get(text, ()):
         return ev.error("E401", f"`{text}` is not known in `{frame.clause}`", name.span, frame, hint=_order(text))
     if frame.body.branches and text in ("weight", "o", "score"):
         hint = f"name a branch: {', '.join(f'`{branch}`' for branch in frame.body.branches)}"
@@ -151,6 +153,8 @@ def _order(text: str) -> str:
     match text:
         case "score":
             return "`score` is known in `normalize` and `output`"
+        case "I" | "J":
+            return "block indices are known in the `rank` of a route; write `i // SIZE`"
         case "scale":
             return "`scale` is known where scores are made"
         case _:
@@ -192,5 +196,3 @@ def suggested_read(source: Input) -> str:
     usual = {"B": "b", "H": "h", "G": "g", "M": "row", "N": "j", "D": ":", "E": ":"}
     places = [usual.get(dim.name, "...") if isinstance(dim, Size) else "..." for dim in source.dims]
     return f"{source.name}[{', '.join(places)}]"
-
-

@@ -100,9 +100,9 @@ def _in_range(ev: Evaluator, source: Input, axis: int, at: object, span: Span, f
 
 def _part(ev: Evaluator, base: Node, expr: t.Subscript, frame: Frame) -> Value:
     item = expr.items[0]
-    if isinstance(base, Token) and base.name == "k" and frame.clause == "solve" and len(expr.items) == 1:
-        if isinstance(item, t.Name) and item.text in ("i", "j"):
-            return build.token_at(base.name, item.text)
+    position = item.text if isinstance(item, t.Name) and len(expr.items) == 1 else ""
+    if frame.clause == "solve" and isinstance(base, Token) and base.name == "k" and position in ("i", "j"):
+        return build.token("$k" if position == "i" else "k")
     if not base.is_vector:
         return ev.error("E205", "a number has no parts", expr.span, frame, hint="brackets read inputs and cut vectors")
     if len(expr.items) != 1 or not isinstance(item, t.Range):

@@ -69,7 +69,8 @@ def _bodies(ev: Evaluator, functions: Iterable[Function], frame: Frame) -> None:
     """Check the names in functions whether they are called or not; what depends on arguments is left open."""
     for function in functions:
         parameters = function.declared.parameters
-        inner = Frame(frame.clause, function.scope, frame.body, function.home, {p.name.text: POISON for p in parameters})
+        open_ = {parameter.name.text: POISON for parameter in parameters}
+        inner = Frame(frame.clause, function.scope, frame.body, function.home, open_)
         ev.value(function.declared.body, inner)
         for parameter in parameters:
             if parameter.default is not None:

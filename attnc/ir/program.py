@@ -105,7 +105,7 @@ class Body:
 class Program:
     """A whole spec. ``group`` is the key/value head as a function of ``h``; ``extents`` are the sizes of the
     space that the caller passes (or that follow from ``N``), in order. With branches, ``body.output`` combines
-    :class:`~attnc.ir.nodes.BranchOutput` nodes.
+    :class:`~attnc.ir.nodes.BranchOutput` nodes, and the rest of ``body`` says nothing.
     """
 
     name: str
