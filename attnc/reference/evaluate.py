@@ -218,6 +218,8 @@ class _Run:
                 dtype = {Kind.REAL: self.dtype, Kind.INT: torch.long, Kind.BOOL: torch.bool}[kind]
                 return torch.tensor(value, dtype=dtype, device=self.device)
             case Size(name=name):
+                if name not in self.sizes:
+                    raise ValueError(f"the extent `{name}` is missing")
                 return torch.tensor(self.sizes[name], device=self.device)
             case Param(name=name):
                 return self.params[name]
@@ -394,8 +396,9 @@ class _Run:
 
     def _cumsum(self, x: Node, at: Node, points: Points) -> Tensor:
         every = grid(self.B, self.H, None, self.N, self.device)
-        sums = self.spread(x, every).view(self.B, self.H, self.N).cumsum(-1)
-        sums = torch.cat((sums.new_zeros(self.B, self.H, 1), sums), -1)
+        found = self.spread(x, every)
+        sums = found.view(self.B, self.H, self.N, *found.shape[1:]).cumsum(2)
+        sums = torch.cat((sums.new_zeros(self.B, self.H, 1, *found.shape[1:]), sums), 2)
         return sums[points.b, points.h, (self.at(at, points) + 1).clamp(0, self.N)]
 
     def _solve(self, pair: Node, x: Node, points: Points) -> Tensor:
