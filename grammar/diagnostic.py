@@ -10,6 +10,7 @@ from typing import Any
 from attnc.grammar.source import Span
 
 TAB = "    "
+WIDEST = 160
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +69,9 @@ def _render_one(diagnostic: Diagnostic, colour: bool) -> str:
 
     span = diagnostic.span
     number = str(span.line)
-    line = span.source.line(span.line)
-    before = line[: span.column - 1]
-    marked = line[span.column - 1 : span.column - 1 + max(1, span.end - span.start)] or " "
+    line, at = _clipped(span.source.line(span.line), span.column - 1)
+    before = line[:at]
+    marked = line[at : at + max(1, span.end - span.start)] or " "
     gutter = " " * len(number)
     bar = paint("34", "|")
     margin = "".join("\t" if c == "\t" else " " for c in before).replace("\t", TAB)
@@ -86,6 +87,15 @@ def _render_one(diagnostic: Diagnostic, colour: bool) -> str:
     if diagnostic.hint:
         lines.append(f" {gutter} {paint('34', '=')} {paint('32', 'hint')}: {diagnostic.hint}")
     return "\n".join(lines)
+
+
+def _clipped(line: str, at: int) -> tuple[str, int]:
+    """The part of a long line around a position, and the position in it."""
+    if len(line) <= WIDEST:
+        return line, at
+    first = max(0, min(at - WIDEST // 4, len(line) - WIDEST))
+    before, after = "..." if first else "", "..." if first + WIDEST < len(line) else ""
+    return before + line[first : first + WIDEST] + after, at - first + len(before)
 
 
 def _printable(text: str) -> str:

@@ -19,8 +19,13 @@ def skip_to_next_statement(error: UnexpectedInput, text: str) -> bool:
     if not isinstance(error, UnexpectedCharacters | UnexpectedToken) or error.interactive_parser is None:
         return False
     parser = error.interactive_parser
-    found = _NEXT_STATEMENT.search(text, (error.pos_in_stream or 0) + 1)
+    start = error.pos_in_stream or 0
+    found = _NEXT_STATEMENT.search(text, start + 1)
     while found is not None:
+        skipped = text[start : found.start("word")]
+        if found["word"] == "}" and skipped.count("{") > skipped.count("}"):
+            found = _NEXT_STATEMENT.search(text, found.end())
+            continue
         terminal = "RBRACE" if found["word"] == "}" else found["word"].upper()
         if _unwind(parser.parser_state, terminal):
             lexer = parser.lexer_thread.state

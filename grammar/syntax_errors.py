@@ -128,7 +128,7 @@ NAMED = (
     ),
     Named(
         "E010",
-        "a chosen branch of `if` needs its `else`",
+        "`if` needs its `else`",
         "write `a if condition else b`",
         ("attention a { mask a if b }", "attention a { mask (a if b) }", "attention a { let x = f(a if b, c) }"),
     ),
@@ -154,6 +154,15 @@ _SHOWN = {
 }
 _CLOSING = {"RPAR": ("(", ")"), "RSQB": ("[", "]"), "RBRACE": ("{", "}")}
 _FOREIGN = {
+    "≤": "write `<=`",
+    "≥": "write `>=`",
+    "≠": "write `!=`",
+    "×": "write `*`",
+    "·": "write `*`, or `dot(a, b)` for vectors",
+    "∧": "write `and`",
+    "∨": "write `or`",
+    "¬": "write `not`",
+    "∞": "numbers are finite; a pair that must not take part is excluded by `mask`",
     "!": "write `not` for negation and `!=` for unequal",
     ";": "statements need nothing between them",
     "?": "write `a if condition else b`",
@@ -186,9 +195,9 @@ def _unexpected_token(parser: Lark, error: UnexpectedToken, source: Source) -> D
     named = _table(parser).get((_position(error), token.type))
     if named is not None:
         return Diagnostic(named.code, named.message, span, _expected(accepted), named.hint)
-    shown = "the end of the file" if token.type == "$END" else f"`{token}`"
+    message = "the file ends too early" if token.type == "$END" else f"unexpected `{token}`"
     before = error.token_history[-1] if error.token_history else None
-    return Diagnostic("E002", f"unexpected {shown}", span, _expected(accepted), _hint(token, before, accepted))
+    return Diagnostic("E002", message, span, _expected(accepted), _hint(token, before, accepted))
 
 
 def _place(token: Token, source: Source) -> tuple[int, int]:
@@ -208,7 +217,7 @@ def _expected(accepted: frozenset[str]) -> str:
         rest -= _EXPRESSION | {"NOT"}
     if accepted >= {"PLUS", "TIMES"}:
         words.append("an operator")
-        rest -= _OPERATORS | {"MINUS"}
+        rest -= _OPERATORS | {"MINUS", "LPAR", "LSQB", "DOT"}
     if accepted >= {"MASK", "SCORE"}:
         words.append("a clause or declaration")
         rest = {name for name in rest if name in _SHOWN}
@@ -231,6 +240,8 @@ def _hint(token: Token, before: Token | None, accepted: frozenset[str]) -> str |
     for closing, (opening, closed) in _CLOSING.items():
         if closing in accepted and (token.type == "$END" or token.type.lower() == token):
             return f"is the `{closed}` of a `{opening}` missing?"
+    if "COMMA" in accepted and token.type in ("NAME", "NUMBER", "TRUE", "FALSE", "NOT"):
+        return "is a `,` or an operator missing?"
     if token in ("&", "|") and accepted >= _EXPRESSION:
         return "write `and` and `or` between truth values"
     return None

@@ -22,7 +22,8 @@ INDICES = frozenset({"b", "h", "g", "row", "i", "j"})
 class Block:
     """What stands between the braces. Names not found here are sought in ``outer``.
 
-    ``is_file`` marks the stand-in for a block in which the functions of a file are checked by themselves.
+    ``refused`` are names whose declaration was an error. ``is_file`` marks the stand-in for a block in which the
+    functions of a file are checked by themselves.
     """
 
     name: t.Name
@@ -34,6 +35,7 @@ class Block:
     routes: list[t.RouteDecl] = field(default_factory=list)
     keep: t.Keep | None = None
     branches: dict[str, Block] = field(default_factory=dict)
+    refused: set[str] = field(default_factory=set)
     is_file: bool = False
 
     def find(self, name: str) -> tuple[Declared, Block] | None:
@@ -102,7 +104,10 @@ def collect(
 
 def _space(block: Block, item: t.SpaceDecl, report: Report) -> None:
     if block.outer is not None or block.space is not None:
-        report.add("E402", "a second `space`" if block.space else "a branch has no space of its own", item.span)
+        if block.outer is None:
+            report.add("E402", "a second `space`", item.span)
+        else:
+            report.add("E403", "a branch has no `space` of its own", item.span, hint="write it outside")
         return
     block.space = item
     seen: set[str] = set()
@@ -118,6 +123,7 @@ def _space(block: Block, item: t.SpaceDecl, report: Report) -> None:
 def _declare(block: Block, name: t.Name, item: Declared, report: Report) -> bool:
     may_shadow = isinstance(item, t.Let) and name.text in SIZES
     if name.text in ALWAYS_THERE and not may_shadow:
+        block.refused.add(name.text)
         report.add("E104", f"`{name.text}` is always there", name.span, "cannot be declared", "choose another name")
         return False
     if name.text in block.declared:

@@ -64,10 +64,10 @@ def _checked(ev: Evaluator, clause: t.Clause, value: Node | Poison, frame: Frame
     is_vector = keyword in VECTORS
     if value.is_vector and not is_vector:
         hint: str | None = "reduce it: `dot(a, b)`, `norm2(a)`, `sum_d(a)`"
-        return ev.error("E209", f"`{keyword}` is a number for each pair", span, frame, "this is a vector over d", hint)
+        return ev.error("E209", f"`{keyword}` must be a scalar", span, frame, "this is a vector over d", hint)
     if is_vector and not value.is_vector:
         hint = "multiply the vector with it, as in `x * o`" if keyword == "output" else None
-        return ev.error("E209", f"`{keyword}` is a vector over d", span, frame, "this is a scalar", hint)
+        return ev.error("E209", f"`{keyword}` must be a vector over d", span, frame, "this is a scalar", hint)
     wanted = Kind.BOOL if keyword == "mask" else Kind.INT if keyword == "groups" else Kind.REAL
     if value.kind is not wanted and not (wanted is Kind.REAL and value.kind is Kind.INT):
         hint = None
@@ -75,7 +75,7 @@ def _checked(ev: Evaluator, clause: t.Clause, value: Node | Poison, frame: Frame
             hint = "compare it with something: a mask is true where a pair takes part"
         elif value.kind is Kind.BOOL:
             hint = "which pairs take part is said by `mask`" if keyword == "score" else "write `1 if ... else 0`"
-        return ev.error("E210", f"`{keyword}` is {wanted}", span, frame, f"this is {value.kind}", hint)
+        return ev.error("E210", f"`{keyword}` must be {wanted}", span, frame, f"this is {value.kind}", hint)
     if not value.axes <= AXES.get(keyword, value.axes):
         return _wrong_axes(ev, clause, value, frame)
     return ev.build(build.to_real, (value,), span, frame) if wanted is Kind.REAL else value
@@ -85,12 +85,8 @@ def _wrong_axes(ev: Evaluator, clause: t.Clause, value: Node, frame: Frame) -> P
     """Report the axes that a clause must not depend on, at the sub-expression that brings them in."""
     within = clause.value.span
     extra = value.axes - AXES[clause.keyword]
-    culprit: Span = within
-    for node in postorder(value):
-        span = ev.spans.get(node)
-        if not node.children and node.axes & extra and span is not None and _inside(span, within):
-            culprit = span
-            break
+    places = (span for node in postorder(value) if node.axes & extra for span in ev.places.get(node, ()))
+    culprit = next((span for span in places if _inside(span, within)), within)
     listed = " and ".join(f"`{axis}`" for axis in sorted(extra))
     message = f"`{clause.keyword}` cannot depend on {listed}"
     return ev.error("E211", message, culprit, frame, "varies with " + listed, WHY[clause.keyword])
@@ -126,6 +122,9 @@ def _body(ev: Evaluator, block: Block) -> Body | None:
         output = clause_value(ev, block, "output")
         zero = build.literal(0.0)
         return Body(build.literal(True), zero, zero, build.token("v"), output) if isinstance(output, Node) else None
+    for keyword in ("query", "key", "scale"):
+        if block.clause(keyword) is not None:
+            clause_value(ev, block, keyword)
     values = [clause_value(ev, block, keyword) for keyword in ("mask", "score", "normalize", "value", "output")]
     routes = routes_of(ev, block)
     nodes = [value for value in values if isinstance(value, Node)]

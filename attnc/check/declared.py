@@ -22,18 +22,22 @@ if TYPE_CHECKING:
 def input_of(ev: Evaluator, declared: t.InputDecl, home: Block, frame: Frame) -> Value:
     """An input; its dimensions are sizes, extents, constants and integer expressions of them."""
     inner = Frame("input", home.scope, frame.body, home)
-    dims = []
+    dims, wrong = [], False
     for expr in declared.dims:
         dim = ev.node(expr, inner)
         if isinstance(dim, Poison):
-            return POISON
-        if dim.kind is not Kind.INT or not _is_dimension(dim):
+            wrong = True
+        elif dim.kind is not Kind.INT or not _is_dimension(dim):
             hint = "dimensions are made of sizes (B H G M N D E), extents, constants and numbers"
-            return ev.error("E301", "this is not a dimension", expr.span, inner, f"{dim.kind}", hint)
-        if isinstance(dim, Literal) and dim.value < 0:
-            return ev.error("E301", f"a dimension cannot be {dim.value}", expr.span, inner)
-        dims.append(dim)
-    return Whole(Input(declared.name.text, Kind(declared.kind), tuple(dims)))
+            found = f"varies with {', '.join(sorted(dim.axes))}" if dim.axes else f"this is {dim.kind}"
+            ev.error("E301", "this is not a dimension", expr.span, inner, found, hint)
+            wrong = True
+        elif isinstance(dim, Literal) and dim.value < 0:
+            ev.error("E301", f"a dimension cannot be {dim.value}", expr.span, inner)
+            wrong = True
+        else:
+            dims.append(dim)
+    return POISON if wrong else Whole(Input(declared.name.text, Kind(declared.kind), tuple(dims)))
 
 
 def _is_dimension(node: Node) -> bool:

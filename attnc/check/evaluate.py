@@ -20,7 +20,7 @@ from attnc.grammar import Span
 from attnc.grammar import tree as t
 from attnc.ir import build
 from attnc.ir.build import IllTyped
-from attnc.ir.nodes import Node
+from attnc.ir.nodes import Node, Read
 from attnc.ir.ops import OPS
 from attnc.ir.program import Body
 
@@ -38,6 +38,7 @@ class Evaluator:
         self.report = report
         self.constants = constants
         self.spans: dict[Node, Span] = {}
+        self.places: dict[Node, list[Span]] = {}
         self.used: set[tuple[Block, str]] = set()
         self.values: dict[object, Value] = {}
         self.running: set[object] = set()
@@ -77,6 +78,8 @@ class Evaluator:
     def place(self, node: Node, span: Span, frame: Frame) -> Node | Poison:
         """Remember where a node first occurred, and refuse graphs too deep to walk."""
         self.spans.setdefault(node, frame.locate(span))
+        if isinstance(node, Read):
+            self.places.setdefault(node, []).append(span)
         if self._depth(node) > MAX_DEPTH:
             return self.error("E902", f"this is nested too deeply: the limit is {MAX_DEPTH} operations", span, frame)
         return node
@@ -104,7 +107,7 @@ class Evaluator:
             case Whole(input=source):
                 hint = f"did you mean `{names.suggested_read(source)}`?"
                 return self.error("E204", f"`{source.name}` is a tensor and must be read", expr.span, frame,
-                                  f"{len(source.dims)} dimensions", hint)  # fmt: skip
+                                  "a tensor", hint)  # fmt: skip
             case Running():
                 hint = "read it at the query or the key: `G[b, h, i]`, `G[b, h, j]`"
                 return self.error("E204", "a running sum must be read at a position", expr.span, frame, hint=hint)

@@ -22,7 +22,10 @@ def checked_literal(value: int | float | bool) -> Literal:
             "numbers are finite; a pair that must not take part is excluded by `mask`",
         )
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > MAX_INT:
-        raise IllTyped("this integer does not fit 32 bits, in which kernels compute", "write it as a real: add `.0`")
+        raise IllTyped(
+            "this integer does not fit 32 bits, in which kernels compute",
+            "a real is written with a `.`; a word of bits is split in two",
+        )
     return build.literal(value)
 
 

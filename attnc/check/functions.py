@@ -61,7 +61,7 @@ def declare(
     for definition in definitions:
         name = definition.name
         if name.text in reserved:
-            report.add("E104", f"`{name.text}` is built in", name.span, "cannot be defined again")
+            report.add("E104", f"`{name.text}` is always there", name.span, "cannot be defined again")
         if name.text in scope.own:
             first = scope.own[name.text].declared.name.span
             report.add("E103", f"`{name.text}` is defined twice", name.span, notes=(f"first defined at {first}",))

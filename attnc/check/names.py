@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 
 def value(ev: Evaluator, name: t.Name, frame: Frame) -> Value:
     """The value of a name; the nearest meaning wins: parameter, declaration, always there, function."""
+    found = _value(ev, name, frame)
+    if isinstance(found, Node):
+        ev.places.setdefault(found, []).append(name.span)
+    return found
+
+
+def _value(ev: Evaluator, name: t.Name, frame: Frame) -> Value:
     text = name.text
     if text in frame.values:
         return frame.values[text]
+    if frame.home is not None and text in (frame.home.outer or frame.home).refused | frame.home.refused:
+        return POISON
     found = frame.home.find(text) if frame.home is not None else None
     if found is not None:
         return _declared(ev, name, *found, frame)
@@ -173,8 +182,8 @@ def coordinate(ev: Evaluator, expr: t.Coordinate, frame: Frame) -> Node | Poison
     if axis not in axes:
         hint = did_you_mean(axis, axes) or (f"its coordinates are {', '.join(axes)}" if axes else None)
         if not axes:
-            return ev.error("E108", "this attention declares no space", expr.span, frame,
-                            hint=f"declare one, as in `space (y: Y, {axis}: X)`")  # fmt: skip
+            return ev.error("E108", "this attention declares no space", expr.span, frame, "",
+                            hint="declare one, as in `space (t: T, y: Y, x: X)`")  # fmt: skip
         return ev.error("E108", f"the space has no coordinate `{axis}`", expr.axis.span, frame, "unknown", hint)
     extents = [extent_of(ev, block, n) for n in range(len(axes))]
     if any(isinstance(extent, Poison) for extent in extents):

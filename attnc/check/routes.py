@@ -202,19 +202,20 @@ def _always(ev: Evaluator, declared: t.Always, frame: Frame) -> list[tuple[str, 
 def _keep(ev: Evaluator, declared: t.Keep, frame: Frame) -> Route | None:
     """``keep queries top(n) by EXPR``."""
     call = declared.select
-    if call.function.text != "top":
+    given = None
+    if call.function.text == "top":
+        given = bind(ev, call, ["n"], 1, frame)
+    else:
         ev.error("E602", "queries are kept by `top(n)`", call.function.span, frame, "write `top(n)`")
-        return None
-    given = bind(ev, call, ["n"], 1, frame)
     number = None if given is None else _count(ev, given["n"].value, "the number of `top`", frame, static=False)
     rank = ev.node(declared.by, frame)
-    if not isinstance(number, Node) or isinstance(rank, Poison):
+    if isinstance(rank, Poison):
         return None
     if rank.is_vector or rank.kind is Kind.BOOL or not rank.axes <= frozenset("bhi"):
         hint = "it may use `q`, and inputs of the query row"
         ev.error("E603", "queries are kept by a number for each query", declared.by.span, frame, hint=hint)
         return None
     ranked = ev.build(build.to_real, (rank,), declared.by.span, frame)
-    if isinstance(ranked, Poison):
+    if isinstance(ranked, Poison) or not isinstance(number, Node):
         return None
     return Route(build.literal(1), "keep", None, ranked, Select("top", (number,), ()), (), None)

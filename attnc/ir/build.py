@@ -263,7 +263,8 @@ def slice_(x: Node, lo: Node, hi: Node) -> Node:
     outside |= end is not None and any(bound is not None and bound > end for bound in (first, last))
     if outside:
         shown = ["..." if bound is None else str(bound) for bound in known]
-        raise IllTyped(f"[{shown[0]}:{shown[1]}] is not a part of a vector of width {shown[2]}")
+        of_width = "" if end is None else f" of width {end}"
+        raise IllTyped(f"[{shown[0]}:{shown[1]}] is not a part of a vector{of_width}")
     width = hi if first == 0 else apply("sub", hi, lo)
     if first is not None and last is not None:
         width = literal(int(last) - int(first))
