@@ -128,7 +128,7 @@ def _branch(ev: Evaluator, name: t.Name, branch: Block, frame: Frame) -> Node | 
     body = body_of(ev, branch)
     if body is None or body.output.width is None:
         return POISON
-    return build.branch_output((name.text,), body.output.width)
+    return ev.place(build.branch_output((name.text,), body.output.width), name.span, frame)
 
 
 def always_there(ev: Evaluator, name: t.Name, frame: Frame) -> Value:

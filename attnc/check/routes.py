@@ -64,7 +64,7 @@ def _route(ev: Evaluator, declared: t.RouteDecl, frame: Frame) -> Route | None:
     if isinstance(ranked, Poison) or (rank is not None and ranked is None):
         return None
     over = rank.over if isinstance(rank, t.Rank) else None
-    return Route(keys, declared.per, queries, ranked, chosen, kept, over)
+    return Route(keys, declared.per, queries, ranked, chosen, kept, over, declared.head)
 
 
 def _block_size(
@@ -218,4 +218,4 @@ def _keep(ev: Evaluator, declared: t.Keep, frame: Frame) -> Route | None:
     ranked = ev.build(build.to_real, (rank,), declared.by.span, frame)
     if isinstance(ranked, Poison) or not isinstance(number, Node):
         return None
-    return Route(build.literal(1), "keep", None, ranked, Select("top", (number,), ()), (), None)
+    return Route(build.literal(1), "keep", None, ranked, Select("top", (number,), ()), (), None, declared.span)

@@ -50,6 +50,7 @@ class Route:
     select: Select | None
     always: tuple[tuple[str, Node | None], ...]
     over: str | None  # "group", "heads" or None
+    span: Span | None = field(default=None, compare=False, repr=False)
 
     def roots(self) -> Iterator[Node]:
         """Every expression of the route."""

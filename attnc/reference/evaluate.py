@@ -70,12 +70,12 @@ def evaluate(
 def _refuse_unsupported(program: Program) -> None:
     for name, body in (*program.branches, ("", program.body)):
         for route in body.routes:
-            raise _unsupported(program, route.keys_block, "the reference cannot run `route` yet")
+            raise _unsupported(program, route.keys_block, "the reference cannot run `route` yet", route.span)
         if name:
             raise _unsupported(program, body.output, f"the reference cannot run `branch {name}` yet")
 
 
-def _unsupported(program: Program, node: Node, message: str) -> UnsupportedError:
+def _unsupported(program: Program, node: Node, message: str, span: Span | None = None) -> UnsupportedError:
     text = expression(node)
-    span = nearest_span(program, node) or Span(Source(f"<{program.name}>", text), 0, len(text))
+    span = span or nearest_span(program, node) or Span(Source(f"<{program.name}>", text), 0, len(text))
     return UnsupportedError([Diagnostic("unsupported", message, span)])
