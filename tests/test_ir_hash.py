@@ -8,11 +8,13 @@ from random import Random
 import pytest
 import strategies as make
 import torch
+from attnc.grammar.source import Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from respell import mutations, rename, respell
 from strategies import I, J, both, program
 
+from attnc.check import check
 from attnc.ir.build import IllTyped, apply, index, literal, read, size
 from attnc.ir.canonical import canonicalize
 from attnc.ir.hash import program_hash
@@ -154,6 +156,65 @@ def test_what_rounds_differently_differs(one, other) -> None:
     assert program_hash(program(one(score))) != program_hash(program(other(score)))
 
 
+TEXT = """
+attention local {
+    input slope: real[H]
+    input doc: int[B, N]
+    const W = 64
+    mask causal and i - j < W and doc[b, j] == doc[b, i]
+    score softcap(dot(q, k) * scale + slope[h] * (j - i), 50)
+    normalize softmax(score)
+}
+"""
+
+RETOLD = """
+# The same, told otherwise.
+attention somewhere {
+    normalize exp(score - most) / rowsum(exp(score - most))
+    let most = rowmax(score)
+    input segment: int[B, N]   input decay: real[H]
+    score capped(scale * dot(k, q) + decay[h] * -near)
+    def capped(x) = tanh(x / 50) * 50
+    let near = i - j
+    mask (segment[b, i] == segment[b, j] and not (near > 63)) and i >= j
+}
+"""
+
+
+def _hash(text: str) -> str:
+    return program_hash(check(Source("spec.attn", text), None, {}, []))
+
+
+def test_texts_of_one_meaning() -> None:
+    assert _hash(TEXT) == _hash(RETOLD)
+    spread = TEXT.replace(" ", "\n  ").replace("\n", "  # here\n")
+    lines = TEXT.strip().splitlines()
+    turned = "\n".join([lines[0], *reversed(lines[1:-1]), lines[-1]])
+    assert _hash(TEXT) == _hash(spread) == _hash(turned)
+
+
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [
+        ("W = 64", "W = 65"),
+        ("softcap(", "(1 + "),
+        (", 50)", ", 51)"),
+        ("causal and ", ""),
+        ("doc[b, i]", "doc[b, 0]"),
+        ("(j - i)", "abs(j - i)"),
+        ("softmax(score)", "softmax1(score)"),
+        ("* scale", ""),
+        ("int[B, N]", "int[B, N + 1]"),
+    ],
+)
+def test_texts_of_other_meanings(was: str, now: str) -> None:
+    changed = TEXT.replace(was, now)
+    if now == "(1 + ":
+        changed = changed.replace(", 50)", ")")
+    assert changed != TEXT
+    assert _hash(changed) != _hash(TEXT)
+
+
 def _inputs(*names: str) -> tuple[Input, ...]:
     return tuple(Input(name, Kind.REAL, (size("H"),)) for name in names)
 
@@ -203,6 +264,14 @@ def test_many_inputs_used_alike_take_no_time() -> None:
     for source in many:
         score = apply("max", score, _by_head(source))
     assert canonicalize(program(score, extra=many)).inputs
+
+
+def test_long_chains_take_no_time() -> None:
+    mask, score = CAUSAL, make.scaled(make.Q, make.K)
+    for number in range(400):
+        mask = apply("and", mask, both("ne", J, number))
+        score = both("max", both("add", score, 0.1), apply("real", both("add", both("mul", I, number), J)))
+    assert program_hash(program(score, apply("not", mask))) != program_hash(program(score, mask))
 
 
 def test_the_hash_stays() -> None:

@@ -130,20 +130,12 @@ class _Form:
         self.extents = {name: place for place, name in enumerate(program.extents)}
         self.branches: dict[str, _Digest] = {}
         self.digests: dict[Node, _Digest] = {}
-        normal, memo = Normalizer(self.digest), dict[Node, Node]()
-
-        def rebuilt(node: Node) -> Node:
-            if isinstance(node, Read):
-                return build.read(_with_dims(node.input, lambda dim: rewrite(dim, normal.node, memo)), node.indices)
-            return normal.node(node)
-
+        normal = Normalizer((node for _, node in program.roots()), self.digest)
         branches = []
         for name, body in program.branches:
-            branches.append((name, body.map(lambda root: rewrite(root, rebuilt, memo))))
+            branches.append((name, body.map(normal)))
             self.branches[name] = self._body(branches[-1][1])
-        self.program = replace(
-            program.map(lambda root: rewrite(root, rebuilt, memo)), branches=tuple(branches), spans={}
-        )
+        self.program = replace(program.map(normal), branches=tuple(branches), spans={})
 
     def digest(self, node: Node) -> _Digest:
         """What a node computes, names left out."""

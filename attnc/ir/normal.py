@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
-from attnc.ir.build import apply, dot, literal
+from attnc.ir.build import apply, dot, literal, read
 from attnc.ir.fold import fold
-from attnc.ir.nodes import Apply, Dot, Kind, Literal, Node
-from attnc.ir.traverse import rewrite
+from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read
+from attnc.ir.traverse import postorder, rebuild
 
 Key: TypeAlias = Callable[[Node], Any]
 """What nodes are ordered by; it must not depend on names."""
@@ -25,20 +25,28 @@ _SMALLEST_POWER = -100
 
 
 class Normalizer:
-    """Brings expressions into normal form, operands in the order of ``key``."""
+    """Brings the expressions under some roots into normal form, operands in the order of ``key``."""
 
-    def __init__(self, key: Key) -> None:
+    def __init__(self, roots: Iterable[Node], key: Key) -> None:
         self.key = key
+        self._memo: dict[Node, Node] = {}
+        self._inner = _inner_links(tuple(roots))
 
-    def rewrite(self, root: Node, memo: dict[Node, Node]) -> Node:
-        """The normal form of ``root``; ``memo`` as in :func:`~attnc.ir.traverse.rewrite`."""
-        return rewrite(root, self.node, memo)
+    def __call__(self, root: Node) -> Node:
+        """The normal form of one of the roots, or of what is below them."""
+        for node in postorder(root, stop=self._memo):
+            if node not in self._memo:
+                again = rebuild(node, tuple(self._memo[child] for child in node.children))
+                self._memo[node] = again if node in self._inner else self.node(again)
+        return self._memo[root]
 
     def node(self, node: Node) -> Node:
         """The normal form of a node whose children are in normal form."""
         match node:
             case Dot(a=a, b=b):
                 return dot(*sorted((a, b), key=self.key))
+            case Read(input=source, indices=indices):
+                return read(Input(source.name, source.kind, tuple(map(self, source.dims))), indices)
             case Apply():
                 changed = self._apply(node)
                 # A rule may lose the width of a vector, as `x - x` does.
@@ -230,6 +238,32 @@ class Normalizer:
         for part in rest:
             first = apply(op, first, part)
         return first
+
+
+_CHAINS = frozenset({"and", "or", "min", "max", "bitand", "bitor", "bitxor"})
+
+
+def _inner_links(roots: tuple[Node, ...]) -> set[Node]:
+    """The nodes of chains that only the chain itself uses: they need no normal form of their own."""
+    inner: set[Node] = set()
+    ends: set[Node] = set()
+    for node in postorder(*roots):
+        chain = _chain(node)
+        for child in node.children:
+            is_link = chain is not None and _chain(child) == chain
+            (inner if is_link else ends).add(child)
+    return inner - ends - {*roots}
+
+
+def _chain(node: Node) -> str | None:
+    """What kind of chain ``node`` is a link of."""
+    match node:
+        case Apply(op=op) if op in _CHAINS:
+            return op
+        case Apply(op="add" | "sub" | "neg", kind=Kind.INT):
+            return "sum"
+        case _:
+            return None
 
 
 def _is_power_of_two(value: float) -> bool:
