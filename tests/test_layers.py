@@ -21,7 +21,7 @@ ALLOWED: dict[str, tuple[str, ...] | None] = {
     "attnc.plan": ("attnc.ir",),
     "attnc.check": ("attnc.grammar", "attnc.ir"),
     "attnc.analyse": ("attnc.ir", "attnc.plan"),
-    "attnc.backends": ("attnc.ir", "attnc.plan", "attnc.analyse", "attnc.templates"),
+    "attnc.backends": ("attnc.grammar.source", "attnc.ir", "attnc.plan", "attnc.analyse", "attnc.templates"),
     "attnc": None,
 }
 
