@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from strategies import masks
 
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.scalar import evaluate
 from attnc.analyse.visibility import Range, Visibility
 from attnc.ir.build import apply, index, literal, param, read, size
 from attnc.ir.nodes import Input, Kind, Literal, Node
-from strategies import masks
 
 I, J = index("i"), index("j")  # noqa: E741
 SPAN = read(Input("span", Kind.INT, (size("H"),)), (index("h"),))
@@ -64,7 +66,9 @@ def grid_masks() -> st.SearchStrategy[Node]:
     atoms = st.one_of(
         st.builds(apply, compare, x, x),
         st.builds(apply, compare, x, x),
-        st.builds(lambda name, a, b: op(name, op("real", a), b), compare, x.filter(lambda n: not isinstance(n, Literal)), real),
+        st.builds(
+            lambda name, a, b: op(name, op("real", a), b), compare, x.filter(lambda n: not isinstance(n, Literal)), real
+        ),
         st.builds(lambda a: op("eq", op("bitand", a, op("sub", a, 1)), 0), x),
         st.builds(lambda a, c: op("eq", op("mod", a, c), op("mod", 7, c)), x, st.integers(1, 5)),
         st.just(DENSE),
@@ -79,12 +83,20 @@ def grid_masks() -> st.SearchStrategy[Node]:
     return st.recursive(atoms, grow, max_leaves=5)
 
 
+def divided_masks() -> st.SearchStrategy[Node]:
+    """Comparisons of positions divided or multiplied by an int of the head, which may be negative."""
+    position = st.sampled_from([I, J, op("sub", I, J)])
+    divided = st.builds(apply, st.sampled_from(["floordiv", "mod", "mul"]), position, st.just(SPAN))
+    right = st.one_of(divided, position, st.integers(-4, 9).map(literal))
+    return st.builds(apply, st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), divided, right)
+
+
 def cuts(draw: st.DrawFn, first: int, count: int) -> torch.Tensor:
     """Tiles ``[lo, hi]`` that partition ``count`` positions from ``first``; shape [tiles, 2]."""
     step = draw(st.integers(1, 9))
     ragged = draw(st.integers(0, step - 1))
     edges = [first, *range(first + step - ragged, first + count, step), first + count]
-    return torch.tensor([(lo, hi - 1) for lo, hi in zip(edges, edges[1:], strict=False) if lo < hi])
+    return torch.tensor([(lo, hi - 1) for lo, hi in pairwise(edges) if lo < hi])
 
 
 @st.composite
@@ -96,7 +108,9 @@ def cases(draw: st.DrawFn, mask: st.SearchStrategy[Node]) -> tuple[Node, dict[st
     return draw(mask), env | parameters | DATA, cuts(draw, n - m, m), cuts(draw, 0, n)
 
 
-def positions_in(ranges: tuple[Range, ...], env: dict[str, object], positions: torch.Tensor, which: str) -> torch.Tensor:
+def positions_in(
+    ranges: tuple[Range, ...], env: dict[str, object], positions: torch.Tensor, which: str
+) -> torch.Tensor:
     """Which positions lie in some range; shape [tiles, positions]."""
     inside = torch.zeros((1, len(positions)), dtype=torch.bool)
     for r in ranges:
@@ -124,7 +138,9 @@ def check(v: Visibility, env: dict[str, object], rows: torch.Tensor, keys: torch
     all_tile = torch.einsum("rn,cn->rc", (~all_row).long(), in_key.long()) == 0
     shape = any_tile.shape
 
-    assert not (torch.as_tensor(evaluate(v.empty, tile)).expand(shape) & any_tile).any(), "a visible pair in an empty tile"
+    assert not (torch.as_tensor(evaluate(v.empty, tile)).expand(shape) & any_tile).any(), (
+        "a visible pair in an empty tile"
+    )
     assert not (torch.as_tensor(evaluate(v.full, tile)).expand(shape) & ~all_tile).any(), "a masked pair in a full tile"
     assert not (any_row & ~positions_in(v.key_ranges, by_row, j[0], "may")).any(), "a visible key outside the ranges"
     assert not (~all_row & positions_in(v.key_ranges, by_row, j[0], "full")).any(), "a masked key in a full range"
@@ -142,6 +158,13 @@ def test_random_masks(case: tuple[Node, dict[str, object], torch.Tensor, torch.T
 @settings(max_examples=400, deadline=None)
 @given(cases(grid_masks()))
 def test_random_masks_of_grids_and_heads(case: tuple[Node, dict[str, object], torch.Tensor, torch.Tensor]) -> None:
+    mask, env, rows, keys = case
+    check(analyse_mask(mask), env, rows, keys)
+
+
+@settings(max_examples=200, deadline=None)
+@given(cases(divided_masks()))
+def test_divisors_from_data(case: tuple[Node, dict[str, object], torch.Tensor, torch.Tensor]) -> None:
     mask, env, rows, keys = case
     check(analyse_mask(mask), env, rows, keys)
 

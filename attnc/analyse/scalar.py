@@ -85,7 +85,7 @@ def _value(node: Node, known: Mapping[Node, Any], env: Environment) -> Any:
                 raise KeyError(f"no value for `{node.name}`")
             return env[node.name]
         case Read():
-            return _read(torch.as_tensor(env[node.input.name]), [known[at] for at in node.children])
+            return _read(torch.as_tensor(env[node.input.name]).detach().cpu(), [known[at] for at in node.children])
         case Apply():
             return _RUN[node.op](*(known[arg] for arg in node.args))
     raise ValueError(f"not a scalar of positions and data: {type(node).__name__}")

@@ -50,5 +50,6 @@ def depth(node: Node) -> int:
 def _depends_on_data(node: Node) -> bool:
     """Whether something other than positions, sizes and parameters varies with ``i`` or ``j``."""
     return any(
-        node.axes & PAIR_AXES and not isinstance(node, Apply | Index | Literal | Param | Size) for node in postorder(node)
+        node.axes & PAIR_AXES and not isinstance(node, Apply | Index | Literal | Param | Size)
+        for node in postorder(node)
     )

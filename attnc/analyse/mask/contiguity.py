@@ -37,27 +37,27 @@ def _bounds(x: Linear, op: str) -> list[Linear]:
 _OPPOSITE = {"min": "max", "max": "min"}
 
 
-def _greatest(x: Linear, w: str) -> float:
+def _greatest(x: Linear, w: str, cases: int = 6) -> float:
     """An upper bound of ``x`` over all ``w``.
 
     What is the same for all ``w`` is taken to be at most 0, because where it is more the ranges are empty.
     """
     moving = x.varying(frozenset(w))
-    for term, c in moving.terms:
+    for term, c in moving.terms if cases else ():
         if not isinstance(term, Apply):
             continue
         rest = x - atom(term).scaled(c)
         match term:
             case Apply(op="min" | "max", args=args):
-                cases = [_greatest(rest + linear(arg).scaled(c), w) for arg in args]
-                return max(cases) if (term.op == "max") == (c > 0) else min(cases)
+                found = [_greatest(rest + linear(arg).scaled(c), w, cases - 1) for arg in args]
+                return max(found) if (term.op == "max") == (c > 0) else min(found)
             case Apply(op="where", args=(_, yes, no)):
-                return max(_greatest(rest + linear(arg).scaled(c), w) for arg in (yes, no))
+                return max(_greatest(rest + linear(arg).scaled(c), w, cases - 1) for arg in (yes, no))
             case Apply(op="floordiv", args=(inner, Literal(value=by))) if by > 0 and c % int(by) == 0:
                 k = c // int(by)
-                return _greatest(rest + linear(inner).scaled(k) + (0 if k > 0 else -k * (int(by) - 1)), w)
+                return _greatest(rest + linear(inner).scaled(k) + (0 if k > 0 else -k * (int(by) - 1)), w, cases - 1)
             case Apply(op="mod", args=(_, Literal(value=by))) if by > 0:
-                return _greatest(rest + (c * (int(by) - 1) if c > 0 else 0), w)
+                return _greatest(rest + (c * (int(by) - 1) if c > 0 else 0), w, cases - 1)
     if moving.terms:
         return inf
     return min(x.constant, 0) if x.terms else x.constant

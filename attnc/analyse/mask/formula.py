@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil, floor
 from typing import TypeAlias, assert_never
 
@@ -15,7 +16,7 @@ from attnc.ir.nodes import Apply, Kind, Literal, Node
 MOST_CASES = 32
 """How many cases ``abs min max`` and ``if`` may split one comparison into; beyond it they are bounded whole."""
 
-MOST_ATOMS = 256
+MOST_ATOMS = 64
 """Nothing is said of a condition with more of them."""
 
 FARTHEST = float(2**30)
@@ -83,6 +84,7 @@ def either(*parts: Formula) -> Formula:
     return next(iter(kept)) if len(kept) == 1 else Some(tuple(kept))
 
 
+@lru_cache(maxsize=4096)
 def formula(mask: Node, holds: bool = True) -> Formula:
     """What ``mask`` (or its negation, where ``holds`` is false) says."""
     said = _formula(mask, holds)

@@ -109,8 +109,11 @@ def _sum(added: list[Node], taken: list[Node]) -> Node:
 # --- what is known of signs ---------------------------------------------------------------------------------------
 
 
-def nonnegative(x: Linear) -> bool:
-    """Whether ``x >= 0`` whatever the sizes, parameters, data and tile (``False``: not known)."""
+def nonnegative(x: Linear, cases: int = 3) -> bool:
+    """Whether ``x >= 0`` whatever the sizes, parameters, data and tile (``False``: not known).
+
+    ``cases``: how many minima and maxima are replaced by their arguments.
+    """
     total, least_rest = dict(x.terms), x.constant
     for less, more, least_difference in _ORDERED:
         shared = min(total.get(more, 0), -total.get(less, 0))
@@ -120,11 +123,27 @@ def nonnegative(x: Linear) -> bool:
             least_rest += shared * least_difference
     if least_rest >= 0 and all(c == 0 or (c > 0 and _node_nonnegative(t)) for t, c in total.items()):
         return True
+    return any(nonnegative(less, cases - 1) for less in _lower_bounds(x)) if cases else False
+
+
+def _lower_bounds(x: Linear) -> list[Linear]:
+    """Expressions that ``x`` is at least as great as, simpler by the first term that has such."""
     for term, c in x.terms:
-        if c and isinstance(term, Apply) and term.op == ("max" if c > 0 else "min"):
-            rest = x - atom(term).scaled(c)
-            return any(nonnegative(rest + linear(arg).scaled(c)) for arg in term.args)
-    return False
+        rest = x - atom(term).scaled(c)
+        match term:
+            case Apply(op="min" | "max", args=args) if (term.op == "max") == (c > 0):
+                return [rest + linear(arg).scaled(c) for arg in args]
+            case Apply(op="floordiv", args=(a, Literal(value=by))) if by > 0 and c % int(by) == 0:
+                k, spare = c // int(by), constant(int(by) - 1)
+            case Apply(op="mul", args=(Apply(op="floordiv", args=(a, by)), times)) if by is times and positive(
+                linear(by)
+            ):
+                k, spare = c, linear(by) - 1
+            case _:
+                continue
+        # `a // by * by` lies in [a - spare, a]
+        return [rest + linear(a).scaled(k) - (spare.scaled(k) if k > 0 else constant(0))]
+    return []
 
 
 def positive(x: Linear) -> bool:
@@ -134,6 +153,7 @@ def positive(x: Linear) -> bool:
     return x.constant >= 0 and bool(x.terms) and all(c > 0 and _node_positive(t) for t, c in x.terms)
 
 
+@lru_cache(maxsize=4096)
 def _node_nonnegative(node: Node) -> bool:
     match node:
         case Literal():

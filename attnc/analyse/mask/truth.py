@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from attnc.analyse.mask.linear import Linear, nonnegative, to_node
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import Apply, Literal, Node
@@ -38,10 +40,12 @@ def equals_zero(x: Linear) -> Node:
 
 
 def all_of(*nodes: Node) -> Node:
+    """The conjunction; ``true`` of nothing."""
     return _joined("and", TRUE, FALSE, nodes)
 
 
 def any_of(*nodes: Node) -> Node:
+    """The disjunction; ``false`` of nothing."""
     return _joined("or", FALSE, TRUE, nodes)
 
 
@@ -52,7 +56,7 @@ def _joined(op: str, neutral: Literal, absorbing: Literal, nodes: tuple[Node, ..
             return absorbing
         if node is not neutral and node not in kept:
             kept.append(node)
-    if any(negation(node) in kept for node in kept):
+    if any(negation(node) in kept for node in kept if not _is_connective(node)):
         return absorbing
     total: Node = kept[0] if kept else neutral
     for node in kept[1:]:
@@ -60,7 +64,13 @@ def _joined(op: str, neutral: Literal, absorbing: Literal, nodes: tuple[Node, ..
     return total
 
 
+def _is_connective(node: Node) -> bool:
+    return isinstance(node, Apply) and node.op in ("and", "or")
+
+
+@lru_cache(maxsize=4096)
 def negation(node: Node) -> Node:
+    """``not node``, the connectives and comparisons of ints turned round."""
     match node:
         case Literal():
             return literal(not node.value)
