@@ -1,0 +1,92 @@
+"""From a plan to machine code."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from attnc.analyse.mask import analyse_mask
+from attnc.analyse.visibility import Visibility
+from attnc.backends.protocol import Target, Workload
+from attnc.backends.tvm.arguments import ENTRY
+from attnc.backends.tvm.kernel import CpuKernel, Map
+from attnc.backends.tvm.link import Code, link
+from attnc.backends.tvm.runtime import load_function, runtime
+from attnc.ir.nodes import Literal, Node, Size
+from attnc.plan import Plan
+
+
+def compile_plan(plan: Plan, workload: Workload, target: Target, visibility: Visibility | None = None) -> CpuKernel:
+    """The kernel of a plan for the processor of ``target``."""
+    runtime()
+    from attnc.backends.tvm.lower import lower_plan_to_tir, map_dtype
+    from attnc.backends.tvm.machine import machine_of
+
+    machine = machine_of(target)
+    function, layout = lower_plan_to_tir(plan, visibility or analyse_mask(plan.mask), workload, machine)
+    built = lower_tir_to_llvm(function, machine.options)
+    maps = tuple(Map(tuple(_dim(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
+    return CpuKernel(_Built(function, built), layout, maps, target.arch)
+
+
+def lower_tir_to_llvm(function: Any, options: dict[str, Any]) -> Any:
+    """TVM's module of LLVM code for a function.
+
+    The kernels need few of TVM's passes: their buffers are flat, their vectors explicit, their divisions lowered.
+    """
+    import tvm
+    from tvm import tirx
+
+    llvm = tvm.target.Target(options)
+    module = tvm.IRModule({ENTRY: function})
+    for step in (
+        tirx.transform.BindTarget(llvm.with_host(llvm)),
+        tirx.transform.AnnotateEntryFunc(),
+        tirx.transform.SplitHostDevice(),
+        tirx.transform.MakePackedAPI(),
+        tirx.transform.LowerTVMBuiltin(),
+    ):
+        module = step(module)
+    return tvm.get_global_func("target.build.llvm")(module, llvm)
+
+
+class _Built(Code):
+    """Code that TVM holds in memory."""
+
+    def __init__(self, function: Any, module: Any) -> None:
+        self._function, self._module = function, module
+        self._library: tempfile.TemporaryDirectory[str] | None = None
+
+    def function(self) -> Any:
+        """Linked and loaded where there is a linker, else compiled by LLVM in memory."""
+        try:
+            return load_function(self.library(), ENTRY)
+        except OSError:
+            return self._module[ENTRY]
+
+    def library(self) -> Path:
+        if self._library is None:
+            folder = tempfile.TemporaryDirectory(prefix="attnc-")
+            self._emit(Path(folder.name) / "kernel.o", "o")
+            link(Path(folder.name) / "kernel.o", Path(folder.name) / "kernel.so")
+            self._library = folder
+        return Path(self._library.name) / "kernel.so"
+
+    def texts(self) -> dict[str, str]:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "kernel.s"
+            self._emit(path, "s")
+            return {"kernel.tir.py": self._function.script(), "kernel.s": path.read_text(encoding="utf-8")}
+
+    def _emit(self, path: Path, form: str) -> None:
+        self._module.write_to_file(str(path), form)
+
+
+def _dim(node: Node) -> str | int:
+    match node:
+        case Literal(value=value):
+            return int(value)
+        case Size(name=name):
+            return name
+    raise AssertionError("a token map has dimensions that are sizes or numbers")

@@ -1,0 +1,183 @@
+"""Elementary functions as straight vector code: LLVM would call the scalar library once a lane for them.
+
+Errors are measured in ``tests/test_tvm_functions.py``. ``float64`` goes to the C library, where precision is wanted
+more than speed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from attnc.templates.tvm.lanes import Value, constant, fma, intrinsic, library, maximum, minimum, select
+
+
+def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
+    """Horner's scheme, highest power first."""
+    result = constant(coefficients[0], x.type)
+    for coefficient in coefficients[1:]:
+        result = fma(x, result, coefficient)
+    return result
+
+
+def exp(x: Value) -> Value:
+    """``e**x``, to 1 ulp; subnormal results included.
+
+    ``x = n ln 2 + r`` with ``ln 2`` in two parts; the polynomial for ``e**r`` is Cephes' ``expf``. The scaling by
+    ``2**n`` is done in two halves, so that neither overflows before the product does.
+    """
+    if x.type == "float64":
+        return intrinsic("llvm.exp", x)
+    x = minimum(maximum(x.keep(), -104.0), 89.0).keep()
+    shifted = fma(x, 1.44269504088896341, 12582912.0).keep()
+    n = (shifted - 12582912.0).keep()
+    r = fma(n, -0.693359375, x)
+    r = fma(n, 2.12194440e-4, r).keep()
+    p = polynomial(
+        r,
+        (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+    )
+    p = fma(p, r * r, r) + 1.0
+    whole = (shifted.bits("int32") - 0x4B400000).keep()
+    half = (whole >> 1).keep()
+    return p * _power_of_two(half) * _power_of_two(whole - half)
+
+
+def _power_of_two(n: Value) -> Value:
+    return ((n + 127) << 23).bits("float32")
+
+
+def log(x: Value) -> Value:
+    """Natural logarithm, to 2 ulp: ``x = m 2**e`` with ``m`` in [sqrt(1/2), sqrt(2)); Cephes' ``logf``."""
+    if x.type == "float64":
+        return intrinsic("llvm.log", x)
+    x = x.keep()
+    tiny = (x < 1.17549435e-38).keep()
+    scaled = select(tiny, x * 8388608.0, x)
+    bits = scaled.bits("int32").keep()
+    shifted = (bits - 0x3F3504F3).keep()
+    exponent = (shifted >> 23).to("float32") - select(tiny, constant(23.0, "float32"), 0.0)
+    exponent = exponent.keep()
+    m = (((shifted & 0x7FFFFF) + 0x3F3504F3).bits("float32") - 1.0).keep()
+    p = polynomial(
+        m,
+        (
+            7.0376836292e-2,
+            -1.1514610310e-1,
+            1.1676998740e-1,
+            -1.2420140846e-1,
+            1.4249322787e-1,
+            -1.6668057665e-1,
+            2.0000714765e-1,
+            -2.4999993993e-1,
+            3.3333331174e-1,
+        ),
+    )
+    square = (m * m).keep()
+    tail = fma(p * m, square, exponent * -2.12194440e-4)
+    result = fma(exponent, 0.693359375, m + fma(square, -0.5, tail))
+    result = select(x.equals(math.inf), x, result)
+    result = select(x.equals(0.0), constant(-math.inf, "float32"), result)
+    return select(x >= 0.0, result, constant(math.nan, "float32"))
+
+
+def sqrt(x: Value) -> Value:
+    """Correctly rounded."""
+    return intrinsic("llvm.sqrt", x)
+
+
+def rsqrt(x: Value) -> Value:
+    """``1 / sqrt(x)``, to 1 ulp."""
+    return 1.0 / sqrt(x)
+
+
+def sigmoid(x: Value) -> Value:
+    """``1 / (1 + e**-x)``, to 2 ulp."""
+    return 1.0 / (1.0 + exp(-x))
+
+
+def tanh(x: Value) -> Value:
+    """Hyperbolic tangent, to 2 ulp: Cephes' ``tanhf``."""
+    if x.type == "float64":
+        return intrinsic("llvm.tanh", x)
+    x = x.keep()
+    size = intrinsic("llvm.fabs", x).keep()
+    square = (x * x).keep()
+    p = polynomial(
+        square,
+        (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1),
+    )
+    near = fma(p * square, x, x)
+    far = 1.0 - 2.0 / (exp(size + size) + 1.0)
+    return select(size < 0.625, near, intrinsic("llvm.copysign", far, x))
+
+
+def erf(x: Value) -> Value:
+    """Error function, to 2 ulp: two minimax polynomials, the outer one for ``log(1 - erf)``."""
+    if x.type == "float64":
+        return library("erf", x)
+    x = x.keep()
+    size = intrinsic("llvm.fabs", x).keep()
+    square = (x * x).keep()
+    r = polynomial(size, (-1.72853470e-5, 3.83197126e-4))
+    u = polynomial(size, (-3.88396438e-3, 2.42546219e-2))
+    r = fma(r, square, u)
+    r = fma(r, size, -1.06777877e-1)
+    r = fma(r, size, -6.34846687e-1)
+    r = fma(r, size, -1.28717512e-1)
+    r = fma(r, size, -size)
+    far = intrinsic("llvm.copysign", 1.0 - exp(r), x)
+    p = polynomial(
+        square,
+        (-5.96761703e-4, 4.99119423e-3, -2.67681349e-2, 1.12819925e-1, -3.76125336e-1, 1.28379166e-1),
+    )
+    return select(size > 0.927734375, far, fma(p, x, x))
+
+
+def sin(x: Value) -> Value:
+    """Sine, to 2 ulp for ``|x|`` up to 1e8; the argument is reduced in double."""
+    return intrinsic("llvm.sin", x) if x.type == "float64" else sin_cos(x)[0].to("float32")
+
+
+def cos(x: Value) -> Value:
+    """Cosine, to 2 ulp for ``|x|`` up to 1e8; the argument is reduced in double."""
+    return intrinsic("llvm.cos", x) if x.type == "float64" else sin_cos(x)[1].to("float32")
+
+
+def sin_cos(x: Value) -> tuple[Value, Value]:
+    """Sine and cosine as ``float32`` of an angle that may be ``float64``: Cephes' ``sinf`` and ``cosf``."""
+    angle = x.to("float64").keep()
+    n = intrinsic("llvm.rint", angle * (2.0 / math.pi)).keep()
+    r = fma(n, -1.5707963267948966, angle)
+    r = fma(n, -6.123233995736766e-17, r).to("float32").keep()
+    quarter = (n - intrinsic("llvm.floor", n * 0.25) * 4.0).to("int32").keep()
+    square = (r * r).keep()
+    s = polynomial(square, (-1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1))
+    s = fma(s * square, r, r).keep()
+    c = polynomial(square, (2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2))
+    c = fma(c, square * square, fma(square, -0.5, 1.0)).keep()
+    odd = (quarter & 1).differs(0).keep()
+    sine = select(odd, c, s)
+    cosine = select(odd, s, c)
+    return (
+        select((quarter & 2).differs(0), -sine, sine),
+        select(((quarter + 1) & 2).differs(0), -cosine, cosine),
+    )
+
+
+def power(x: Value, y: Value) -> Value:
+    """``x**y`` by the C library's ``pow`` in double."""
+    return intrinsic("llvm.pow", x.to("float64"), y.to("float64")).to(x.type)
+
+
+UNARY: dict[str, Callable[[Value], Value]] = {
+    "exp": exp,
+    "log": log,
+    "sqrt": sqrt,
+    "rsqrt": rsqrt,
+    "tanh": tanh,
+    "sigmoid": sigmoid,
+    "erf": erf,
+    "sin": sin,
+    "cos": cos,
+}
