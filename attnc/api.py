@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from attnc.backends.protocol import Kernel, Target, Workload
-from attnc.bundle import Bundle, Variant, default_inputs, is_bundle, write_bundle
-from attnc.compiler import Constants, JustInTime, Spec, check_spec
+from attnc.bundle import Bundle, Variant, default_inputs, write_bundle
 from attnc.errors import ArgumentError, did_you_mean
 from attnc.grammar.diagnostic import SpecError
 from attnc.grammar.source import Source
 from attnc.ir.program import Program
+from attnc.jit import JustInTime, recall_spec
 from attnc.op import Op
 from attnc.runtime import Widths
+from attnc.spec import Constants, Spec
 from attnc.targets import backend_for, parse_target
 
 DTYPES = ("bf16", "f16", "f32", "f64")
@@ -46,7 +47,8 @@ def load(
         name: which attention of the file, if it has several. ``"f.attn:name"`` as ``path`` says the same.
         backend: ``"triton"`` or ``"tvm"`` instead of the usual one of a device.
         search: folders besides the file's own in which imports are looked for.
-        constants: values for the ``const`` declarations of the spec, also accepted as keywords.
+        constants: values for the ``const`` declarations of the spec.
+        more_constants: the same as keywords.
 
     Raises:
         SpecError: the spec is wrong; holds all its errors.
@@ -80,8 +82,8 @@ def loads(
 
 
 def _op(spec: Spec, backend: str | None) -> Op:
-    program = check_spec(spec)
-    return Op(program, JustInTime(program, backend))
+    checked = recall_spec(spec)
+    return Op(checked.program, JustInTime(checked, backend))
 
 
 def split_name(path: Path, name: str | None) -> tuple[Path, str | None]:
@@ -128,9 +130,10 @@ def compile(
     """
     where, name = split_name(Path(path), name)
     source = Source(str(where), where.read_text(encoding="utf-8"))
-    program = check_spec(Spec(source, name, constants or {}, (where.parent, *map(Path, search))))
     machine = parse_target(target)
-    just = JustInTime(program, backend)
+    spec = Spec(source, name, constants or {}, (where.parent, *map(Path, search)))
+    just = JustInTime(recall_spec(spec), backend)
+    program = just.program
     widths = [(d, d) if isinstance(d, int) else d for d in head_dims] or default_widths(just)
     kernels: dict[Variant, Kernel] = {}
     for variant in variants(program, machine, widths, dtypes, lse):

@@ -25,7 +25,6 @@ from attnc.backends.protocol import Kernel, Target, Workload
 from attnc.errors import BundleError
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
-from attnc.ir.reader import Unreadable, read_program
 from attnc.runtime import Widths
 from attnc.targets import backend_for
 
@@ -122,6 +121,8 @@ class Bundle:
     """
 
     def __init__(self, where: Path) -> None:
+        from attnc.ir.reader import Unreadable, read_program
+
         self._where = where
         manifest = _read_manifest(where)
         try:

@@ -14,15 +14,17 @@ import importlib.util
 import json
 import logging
 import os
+import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from attnc.backends.protocol import Backend, Kernel
 
 MANIFEST = "manifest.json"
+_T = TypeVar("_T")
 _log = logging.getLogger("attnc")
 
 
@@ -84,6 +86,24 @@ class KernelCache:
 
 kernels = KernelCache()
 """The cache of this process."""
+
+
+def remember(key: str, make: Callable[[], _T]) -> _T:
+    """What ``make`` gives, pickled on disk under ``key`` for the next process. It must be made of attnc's own types."""
+    path = folder() / "programs" / key
+    with contextlib.suppress(Exception):  # whatever is wrong with it, making it anew mends it
+        digest, data = path.read_bytes().split(b"\n", 1)
+        if hashlib.sha256(data).hexdigest().encode() == digest:
+            found: _T = pickle.loads(data)
+            return found
+    made = make()
+    with contextlib.suppress(OSError, RecursionError):
+        data = pickle.dumps(made)
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+            file.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+        os.replace(file.name, path)
+    return made
 
 
 def read_entry(entry: Path, backend: Backend) -> Kernel | None:

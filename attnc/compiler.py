@@ -5,11 +5,8 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 
-from attnc import cache
 from attnc.analyse.lower import lower_program_to_plan
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
@@ -20,15 +17,13 @@ from attnc.grammar.diagnostic import Diagnostic, SpecError
 from attnc.grammar.source import Source, Span
 from attnc.ir.build import IllTyped
 from attnc.ir.nodes import Node
-from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.ir.specialize import nearest_span, specialize
 from attnc.ir.traverse import postorder
 from attnc.plan import NotLowerable, Plan
 from attnc.runtime import Widths
+from attnc.spec import Spec
 from attnc.targets import backend_for
-
-Constants = Mapping[str, int | float | bool]
 
 
 class Stop(enum.StrEnum):
@@ -51,31 +46,21 @@ class Compilation:
     kernel: Kernel | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Spec:
-    """The text of a spec, which attention of it is meant, its constants, and where its imports are looked for."""
-
-    source: Source
-    name: str | None = None
-    constants: Constants = field(default_factory=dict)
-    search: Sequence[Path] = ()
-
-
 def compile_spec(
-    spec: Spec,
+    spec: Spec | Program,
     widths: Widths,
     workload: Workload,
     target: Target,
     backend: str | None = None,
     stop: Stop = Stop.BUILD,
 ) -> Compilation:
-    """Text in, kernel out.
+    """Text (or a program that was checked before) in, kernel out.
 
     Raises:
         SpecError: the spec is wrong, or asks for what the target cannot do.
         TargetError: the backend is not to be had.
     """
-    made = Compilation(check_spec(spec))
+    made = Compilation(check_spec(spec) if isinstance(spec, Spec) else spec)
     if stop is Stop.CHECK:
         return made
     made.program = specialize_program(made.program, widths)
@@ -131,51 +116,6 @@ def build_kernel(plan: Plan, workload: Workload, target: Target, backend: Backen
     if problems := backend.problems(plan, workload, target):
         raise UnsupportedError([_located(plan.program, problem, target, backend) for problem in problems])
     return backend.build(plan, workload, target)
-
-
-def build_count() -> int:
-    """How many kernels this process compiled; those from the cache do not count."""
-    return cache.kernels.built
-
-
-class JustInTime:
-    """Kernels of one program, compiled when they are first needed; a :class:`attnc.runtime.KernelSource`."""
-
-    def __init__(self, program: Program, backend: str | None = None) -> None:
-        self.program = program
-        self._backend = backend
-        self._text = print_program(program)
-        self._plans: dict[Widths, Plan] = {}
-
-    @property
-    def tag(self) -> str:
-        """The backend, where it is not the usual one."""
-        return self._backend or ""
-
-    def plan(self, widths: Widths) -> Plan:
-        """The plan for these head widths."""
-        if widths not in self._plans:
-            self._plans[widths] = plan_program(specialize_program(self.program, widths))
-        return self._plans[widths]
-
-    def kernel(self, widths: Widths, workload: Workload, target: Target) -> Kernel:
-        """The kernel from the cache, or built and then kept."""
-        backend = backend_for(target, self._backend)
-        key = cache.key_of(self._text, widths, asdict(workload), str(target), backend.name, backend.toolchain())
-        return cache.kernels.get(key, backend, lambda: build_kernel(self.plan(widths), workload, target, backend))
-
-    def lse_problem(self, widths: Widths) -> str | None:
-        """Why the rows have no log-sum-exp."""
-        if self.plan(widths).lse is not None:
-            return None
-        return (
-            f"`{self.program.name}` has no log-sum-exp: its weight has not exactly one softmax denominator, "
-            "so return_lse=True means nothing"
-        )
-
-    def input_dtypes(self, dtype: str, inputs: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the call: kernels are built for what they are given."""
-        return inputs
 
 
 def _located(program: Program, problem: Unsupported, target: Target, backend: Backend) -> Diagnostic:

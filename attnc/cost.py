@@ -30,7 +30,7 @@ class Cost:
         pairs: visible pairs over all heads and batch rows; an upper bound if not ``exact``.
         flops: operations in products over the head widths, two for each multiplication and addition. Scalar work of a
             pair is not counted.
-        bytes: the sizes of q, k, v, the inputs and the output, each moved once, with elements of two bytes (inputs four).
+        bytes: q, k, v, the inputs and the output, each moved once; elements of two bytes, of inputs four.
         exact: whether ``pairs`` was counted; false where the mask reads inputs that were not given.
     """
 

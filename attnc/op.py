@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from attnc import library
+from attnc.ir.hash import program_hash
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.plan import Plan
@@ -42,6 +43,11 @@ class Op:
     def name(self) -> str:
         """The name of the attention in its spec."""
         return self.program.name
+
+    @property
+    def hash(self) -> str:
+        """The hash of what the spec means: names, order and spelling do not matter."""
+        return program_hash(self.program)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Any) -> Any:
         """The attention of q, k, v.

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 
 import attnc
 from attnc import library
-from attnc.compiler import build_count
+from attnc.jit import build_count
 
 BIASED = """
 attention biased {

@@ -17,8 +17,9 @@ from attnc.check.modules import Modules
 from attnc.check.report import Report, TooMuch, did_you_mean
 from attnc.check.unused import check_definitions, check_unused
 from attnc.check.values import Whole
-from attnc.grammar import Diagnostic, Source, Span, SpecError, parse
+from attnc.grammar import Diagnostic, Source, Span, SpecError
 from attnc.grammar import tree as t
+from attnc.grammar.parse import parse
 from attnc.ir.nodes import Node
 from attnc.ir.program import Parameter, Program
 

@@ -6,8 +6,9 @@ import functools
 
 from attnc.check.functions import Scope, declare
 from attnc.check.report import Report
-from attnc.grammar import parse, std_source
+from attnc.grammar import std_source
 from attnc.grammar import tree as t
+from attnc.grammar.parse import parse
 
 
 @functools.cache

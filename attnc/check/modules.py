@@ -10,8 +10,9 @@ from attnc.check.defaults import std_scope
 from attnc.check.functions import Scope, declare
 from attnc.check.intrinsics import INTRINSICS
 from attnc.check.report import Report
-from attnc.grammar import Source, SpecError, parse
+from attnc.grammar import Source, SpecError
 from attnc.grammar import tree as t
+from attnc.grammar.parse import parse
 
 MAX_IMPORTS = 100
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 
 from attnc.cli.compile import spec_of
 from attnc.cli.console import out
-from attnc.compiler import Constants, check_spec
+from attnc.compiler import check_spec
 from attnc.grammar.parse import parse
+from attnc.spec import Constants
 
 
 def check(argument: str, constants: Constants, as_json: bool) -> None:

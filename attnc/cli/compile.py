@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import enum
-import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from attnc import api
 from attnc.cli.console import Exit, err, fail, out, progress
-from attnc.compiler import Constants, JustInTime, Spec, check_spec, print_plan
+from attnc.compiler import Stop, compile_spec
 from attnc.grammar.source import Source
 from attnc.ir.printer import print_program
-from attnc.ir.program import Program
+from attnc.jit import JustInTime, recall_spec
+from attnc.op import Op
 from attnc.runtime import Widths
+from attnc.spec import Constants, Spec
 from attnc.targets import parse_target
 
 
@@ -43,8 +44,8 @@ class Request:
     dtypes: list[str]
     lse: bool
 
-    def program(self) -> Program:
-        return check_spec(spec_of(self.spec, self.constants))
+    def just_in_time(self) -> JustInTime:
+        return JustInTime(recall_spec(spec_of(self.spec, self.constants)), self.backend)
 
 
 def spec_of(argument: str, constants: Constants) -> Spec:
@@ -63,29 +64,29 @@ def widths_of(text: str) -> Widths:
 
 def explain(argument: str, constants: Constants, widths: Widths) -> None:
     """Print what was derived."""
-    program = check_spec(spec_of(argument, constants))
-    out.print(api.op_of(program).explain(*widths), markup=False)
+    checked = recall_spec(spec_of(argument, constants))
+    out.print(Op(checked.program, JustInTime(checked)).explain(*widths), markup=False)
 
 
 def emit(request: Request, stage: Emit) -> None:
     """Print one stage for the first of the head widths and element types."""
-    just = JustInTime(request.program(), request.backend)
+    just = request.just_in_time()
     target = parse_target(request.target)
     widths = request.widths or api.default_widths(just)
-    match stage:
-        case Emit.IR:
-            print(print_program(just.plan(widths[0]).program), end="")
-        case Emit.PLAN:
-            print(print_plan(just.plan(widths[0])))
-        case Emit.SOURCE | Emit.ASM:
-            first = api.variants(just.program, target, widths, request.dtypes, lse=request.lse)[
-                -1 if request.lse else 0
-            ]
-            with progress(f"compiling {first.name}"):
-                kernel = just.kernel(first.widths, first.workload, target)
-            for name, text in kernel.texts.items():
-                if (Path(name).suffix in ASSEMBLY) == (stage is Emit.ASM):
-                    print(f"# {name}\n{text.rstrip()}\n")
+    first = api.variants(just.program, target, widths, request.dtypes, lse=request.lse)[-1 if request.lse else 0]
+    stop = {Emit.IR: Stop.SPECIALIZE, Emit.PLAN: Stop.PLAN}.get(stage, Stop.BUILD)
+    with progress(f"compiling {first.name}"):
+        made = compile_spec(just.program, first.widths, first.workload, target, request.backend, stop)
+    if made.kernel is not None:
+        for name, text in made.kernel.texts.items():
+            if (Path(name).suffix in ASSEMBLY) == (stage is Emit.ASM):
+                print(f"# {name}\n{text.rstrip()}\n")
+    elif made.plan is not None:
+        from attnc.explain import print_plan
+
+        print(print_plan(made.plan))
+    else:
+        print(print_program(made.program), end="")
 
 
 def compile_to(request: Request, folder: Path) -> None:

@@ -14,9 +14,10 @@ import attnc
 from attnc import cache
 from attnc.backends.protocol import Target, Workload
 from attnc.cli.console import out
-from attnc.compiler import JustInTime, Spec, check_spec
 from attnc.errors import TargetError
 from attnc.grammar.source import Source
+from attnc.jit import JustInTime, recall_spec
+from attnc.spec import Spec
 from attnc.targets import DEFAULT_BACKEND, KNOWN, PACKAGES, backend_for, missing_package, parse_target
 
 DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "tvm": "apache-tvm", "lark": "lark"}
@@ -82,7 +83,7 @@ def _state(name: str) -> tuple[bool, bool, str]:
         return False, False, f"{module} is not installed: pip install '{install}'"
     try:
         backend = backend_for(target)
-        plain = JustInTime(check_spec(Spec(Source("<doctor>", "attention full {}")))).plan((64, 64))
+        plain = JustInTime(recall_spec(Spec(Source("<doctor>", "attention full {}")))).plan((64, 64))
         if problems := backend.problems(plain, Workload("f32", (), False), target):
             return False, False, problems[0].message
     except (TargetError, ImportError, OSError) as error:
