@@ -10,6 +10,8 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import chain
+from weakref import WeakKeyDictionary
 
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import Apply, Dot, Kind, Literal, Node, Reduce, Size, State
@@ -17,6 +19,9 @@ from attnc.ir.traverse import postorder
 
 ONE = literal(1.0)
 ZERO = literal(0.0)
+
+MOST_ADDENDS = 200
+"""A shared sum may be opened up exponentially often; beyond this it is not, and costs another pass instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +48,33 @@ def is_zero(node: Node) -> bool:
     return isinstance(node, Literal) and node.kind is not Kind.BOOL and node.value == 0
 
 
-def reductions(*roots: Node) -> tuple[Reduce, ...]:
-    """The outermost reductions over the keys under ``roots``, in order of appearance."""
-    return tuple(node for node in postorder(*roots, stop=Where(is_reduction)) if is_reduction(node))  # type: ignore[misc]
+# Never holds a statistic as a key, since a value that holds its own key would keep it alive.
+_STATISTICS: WeakKeyDictionary[Node, tuple[Node, ...]] = WeakKeyDictionary()
+
+
+def statistics(root: Node) -> tuple[Node, ...]:
+    """The outermost reductions over the keys under ``root``, and states made of such, in order of appearance."""
+    if (cached := _STATISTICS.get(root)) is not None:
+        return cached
+    for node in postorder(root, stop=Where(lambda node: node in _STATISTICS or _is_statistic(node))):
+        if node not in _STATISTICS and not _is_statistic(node):
+            found = ((child,) if _is_statistic(child) else _STATISTICS[child] for child in node.children)
+            _STATISTICS[node] = tuple(dict.fromkeys(chain.from_iterable(found)))
+    return (root,) if _is_statistic(root) else _STATISTICS[root]
+
+
+def _is_statistic(node: Node) -> bool:
+    return is_reduction(node) or isinstance(node, State)
+
+
+def reductions(root: Node) -> tuple[Reduce, ...]:
+    """The outermost reductions over the keys under ``root``, in order of appearance."""
+    return tuple(node for node in statistics(root) if isinstance(node, Reduce))
 
 
 def has_statistic(node: Node) -> bool:
     """Whether a reduction over the keys, or what a plan made of one, is part of ``node``."""
-    found = postorder(node, stop=Where(is_reduction))
-    return any(is_reduction(part) or isinstance(part, State) for part in found)
+    return bool(statistics(node))
 
 
 def times(a: Node, b: Node) -> Node:
@@ -84,7 +107,8 @@ def signed_sum(addends: Iterable[tuple[int, Node]]) -> Node:
 def addends(x: Node) -> list[tuple[int, Node]]:
     """``x`` as a list of ``(sign, node)``: sums, differences and negations opened up.
 
-    A factor or divisor that is the same for every key is multiplied into a sum that holds a statistic.
+    A factor or divisor that is the same for every key is multiplied into a sum that holds a statistic. What has more
+    than ``MOST_ADDENDS`` stays whole.
     """
     found: list[tuple[int, Node]] = []
     stack: list[tuple[int, Node]] = [(1, x)]
@@ -103,6 +127,8 @@ def addends(x: Node) -> list[tuple[int, Node]]:
                 stack += [(sign * s, apply(op, part, b)) for s, part in reversed(_parts(a))]
             case _:
                 found.append((sign, node))
+        if len(found) + len(stack) > MOST_ADDENDS:
+            return [(1, x)]
     return found
 
 
@@ -146,15 +172,15 @@ class Sign(enum.IntEnum):
     POSITIVE = 2
 
 
-def sign_of(x: Node, known: Mapping[Node, Sign]) -> Sign:
-    """The sign of ``x`` in a row that sees a key. ``known`` holds that of states."""
-    signs: dict[Node, Sign] = {}
-    for node in postorder(x):
-        signs[node] = _sign(node, signs, known)
-    return signs[x]
+def sign_of(x: Node, known: dict[Node, Sign]) -> Sign:
+    """The sign of ``x`` in a row that sees a key. ``known`` holds that of states, and gathers what is found."""
+    for node in postorder(x, stop=known):
+        if node not in known:
+            known[node] = _sign(node, known)
+    return known[x]
 
 
-def _sign(node: Node, signs: Mapping[Node, Sign], known: Mapping[Node, Sign]) -> Sign:
+def _sign(node: Node, signs: Mapping[Node, Sign]) -> Sign:
     unknown, nonnegative, positive = Sign.UNKNOWN, Sign.NONNEGATIVE, Sign.POSITIVE
     match node:
         case Literal(value=value):
@@ -191,7 +217,5 @@ def _sign(node: Node, signs: Mapping[Node, Sign], known: Mapping[Node, Sign]) ->
             return max(nonnegative, signs[a])
         case Apply(op="pow", args=(a, _)):
             return positive if signs[a] is positive else unknown
-        case State():
-            return known.get(node, unknown)
         case _:
             return unknown

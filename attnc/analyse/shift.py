@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from attnc.analyse.algebra import Sign, addends, is_row, is_zero, sign_of, signed_sum
+from attnc.analyse.algebra import Sign, Where, addends, is_row, is_zero, sign_of, signed_sum, statistics
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import Apply, Literal, Node
 from attnc.ir.traverse import postorder
@@ -28,7 +28,7 @@ class Shift:
     final: frozenset[Node]
 
 
-def find_shift(term: Node, maxima: frozenset[Node], known: Mapping[Node, Sign]) -> Shift:
+def find_shift(term: Node, maxima: frozenset[Node], known: dict[Node, Sign]) -> Shift:
     """The shift of ``term``, with as many of ``maxima`` running as can be.
 
     A maximum under an operation that is not homogeneous cannot run; the others are tried again without it.
@@ -43,14 +43,11 @@ def find_shift(term: Node, maxima: frozenset[Node], known: Mapping[Node, Sign]) 
         running -= stuck
 
 
-def _degrees(term: Node, running: frozenset[Node], known: Mapping[Node, Sign]) -> tuple[Degree | None, frozenset[Node]]:
+def _degrees(term: Node, running: frozenset[Node], known: dict[Node, Sign]) -> tuple[Degree | None, frozenset[Node]]:
     """The degree of ``term`` (``None``: it is 0, so of any degree), and the maxima that stand in the way."""
-    under: dict[Node, frozenset[Node]] = {}
     degrees: dict[Node, Degree | None] = {}
-    for node in postorder(term, stop=running):
-        below = frozenset[Node]().union(*(under[child] for child in node.children if node not in running))
-        under[node] = below | {node} if node in running else below
-        if not under[node]:
+    for node in postorder(term, stop=Where(lambda node: node in running or _is_still(node, running))):
+        if _is_still(node, running):
             degrees[node] = None if is_zero(node) else {}
             continue
         try:
@@ -60,18 +57,21 @@ def _degrees(term: Node, running: frozenset[Node], known: Mapping[Node, Sign]) -
     if term in degrees:
         return degrees[term], frozenset()
     node = term
-    while failed := [child for child in node.children if under.get(child) and child not in degrees]:
-        if node in running:
-            break
+    while failed := [child for child in node.children if node not in running and child not in degrees]:
         node = failed[0]
-    return None, under[node]
+    return None, running.intersection(statistics(node))
+
+
+def _is_still(node: Node, running: frozenset[Node]) -> bool:
+    """Whether no running maximum is part of ``node``."""
+    return running.isdisjoint(statistics(node))
 
 
 class _NotHomogeneous(Exception):
     pass
 
 
-def _falls(degree: Degree | None, running: frozenset[Node], known: Mapping[Node, Sign]) -> bool:
+def _falls(degree: Degree | None, running: frozenset[Node], known: dict[Node, Sign]) -> bool:
     """Whether ``c`` may become less as the maxima grow."""
     for part, coefficient in (degree or {}).items():
         move = direction(part, running, known)
@@ -84,7 +84,7 @@ def _degree(
     node: Node,
     degrees: Mapping[Node, Degree | None],
     running: frozenset[Node],
-    known: Mapping[Node, Sign],
+    known: dict[Node, Sign],
 ) -> Degree | None:
     """The degree of a node that depends on running maxima."""
     if node in running or not isinstance(node, Apply):
@@ -120,13 +120,14 @@ def _degree(
             raise _NotHomogeneous
 
 
-def _degree_of_exp(x: Node, running: frozenset[Node], known: Mapping[Node, Sign]) -> Degree:
+def _degree_of_exp(x: Node, running: frozenset[Node], known: dict[Node, Sign]) -> Degree:
     degree: Degree = {}
     for sign, part in addends(x):
-        move = direction(part, running, known)
-        if move == 0:
+        if _is_still(part, running):
             continue
-        if move is None or not is_row(part):
+        if not is_row(part):
+            raise _NotHomogeneous
+        if direction(part, running, known) is None:
             raise _NotHomogeneous
         degree[part] = degree.get(part, 0.0) - sign
     return degree
@@ -155,20 +156,22 @@ def _expression(degree: Degree) -> Node | None:
     return signed_sum(parts) if parts else None
 
 
-def direction(x: Node, running: frozenset[Node], known: Mapping[Node, Sign]) -> int | None:
+def direction(x: Node, running: frozenset[Node], known: dict[Node, Sign]) -> int | None:
     """How ``x`` moves when a running maximum grows: 1 up, -1 down, 0 not at all, ``None`` if that is not known."""
+    if _is_still(x, running):
+        return 0
     moves: dict[Node, int | None] = {}
-    for node in postorder(x, stop=running):
+    for node in postorder(x, stop=Where(lambda node: node in running or _is_still(node, running))):
         moves[node] = _move(node, moves, running, known)
     return moves[x]
 
 
 def _move(
-    node: Node, moves: Mapping[Node, int | None], running: frozenset[Node], known: Mapping[Node, Sign]
+    node: Node, moves: Mapping[Node, int | None], running: frozenset[Node], known: dict[Node, Sign]
 ) -> int | None:
     if node in running:
         return 1
-    if all(moves[child] == 0 for child in node.children):
+    if _is_still(node, running) or all(moves[child] == 0 for child in node.children):
         return 0
     match node:
         case Apply(op="add" | "max" | "min", args=(a, b)):
@@ -199,7 +202,7 @@ def _against(a: int | None) -> int | None:
     return None if a is None else -a
 
 
-def _scaled(move: int | None, factor: Node, known: Mapping[Node, Sign]) -> int | None:
+def _scaled(move: int | None, factor: Node, known: dict[Node, Sign]) -> int | None:
     if isinstance(factor, Literal) and factor.value < 0:
         return _against(move)
     return move if sign_of(factor, known) is Sign.POSITIVE else None

@@ -65,8 +65,9 @@ class _Streaming:
             roots, written = self._write()
             primitives = _reachable(roots)
             shifts = {p: self._shift(p) for p in primitives}
-            waiting = [p for p in primitives if not _ready(p, shifts)]
-            wanted = self._wanted(waiting, shifts) if waiting else list(primitives)
+            ready = _ready(shifts)
+            waiting = [p for p in primitives if p not in ready]
+            wanted = self._wanted(waiting, ready, shifts) if waiting else list(primitives)
             states = self._emit(_with_maxima(wanted, shifts), shifts)
             for reduction, row in written.items():
                 row = substitute(row, states)
@@ -143,12 +144,14 @@ class _Streaming:
         sums = frozenset(node for node in inside if node.op == "sum")
         return Shift(found.expression, found.final | sums)
 
-    def _wanted(self, waiting: Iterable[Reduce], shifts: dict[Reduce, Shift]) -> list[Reduce]:
+    def _wanted(
+        self, waiting: Iterable[Reduce], ready: frozenset[Reduce], shifts: dict[Reduce, Shift]
+    ) -> list[Reduce]:
         """What the waiting primitives need and can be had now, and maxima that cost no further dot product."""
         needed = {node for primitive in waiting for node in shifts[primitive].final}
-        wanted = [p for p in shifts if p in needed and _ready(p, shifts)]
+        wanted = [p for p in shifts if p in needed and p in ready]
         dots = _dots(wanted)
-        return [p for p in shifts if p in wanted or (p.op == "max" and _ready(p, shifts) and _dots([p]) <= dots)]
+        return [p for p in shifts if p in wanted or (p.op == "max" and p in ready and _dots([p]) <= dots)]
 
     def _emit(self, primitives: Sequence[Reduce], shifts: dict[Reduce, Shift]) -> dict[Node, Node]:
         """Makes the next pass; returns the state of each primitive."""
@@ -176,8 +179,8 @@ class _Streaming:
             else:
                 accumulators.append(Accumulator(name, term, value, shift))
         self.passes.append(Pass(tuple(statistics), tuple(accumulators)))
-        for primitive, made in states.items():
-            self.states[reduce_keys(primitive.op, substitute(primitive.x, states))] = made
+        for primitive in ordered:
+            self.states[reduce_keys(primitive.op, substitute(primitive.x, states))] = states[primitive]
         return states
 
     def _note(self, waiting: Sequence[Reduce], shifts: dict[Reduce, Shift], states: dict[Node, Node]) -> None:
@@ -222,10 +225,13 @@ def _reachable(rows: Iterable[Node]) -> tuple[Reduce, ...]:
     return tuple(node for node in postorder(*rows) if isinstance(node, Reduce) and node.over == "j")
 
 
-def _ready(primitive: Reduce, shifts: dict[Reduce, Shift]) -> bool:
-    if shifts[primitive].final:
-        return False
-    return all(_ready(node, shifts) for node in reductions(primitive.x))
+def _ready(shifts: dict[Reduce, Shift]) -> frozenset[Reduce]:
+    """The primitives that wait for nothing; ``shifts`` has what is needed before what needs it."""
+    ready: set[Reduce] = set()
+    for primitive, shift in shifts.items():
+        if not shift.final and ready.issuperset(reductions(primitive.x)):
+            ready.add(primitive)
+    return frozenset(ready)
 
 
 def _with_maxima(primitives: Iterable[Reduce], shifts: dict[Reduce, Shift]) -> list[Reduce]:

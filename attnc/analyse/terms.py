@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from attnc.analyse.algebra import (
+    MOST_ADDENDS,
     ONE,
     ZERO,
     Sign,
@@ -66,7 +67,7 @@ class Term:
             below=tuple(x for x in self.below if not is_open(x)),
         )
 
-    def without_common(self, known: Mapping[Node, Sign]) -> Term:
+    def without_common(self, known: dict[Node, Sign]) -> Term:
         """The term without the positive factors that stand above and below."""
         above, below = list(self.above), []
         for divisor in self.below:
@@ -96,7 +97,7 @@ def is_open(node: Node) -> bool:
     return bool(reductions(node))
 
 
-def split(x: Node, known: Mapping[Node, Sign]) -> Terms:
+def split(x: Node, known: dict[Node, Sign]) -> Terms:
     """The terms whose sum is ``x``; ``known`` holds the signs of states."""
     splitter = _Splitter(known)
     for node in postorder(x, stop=Where(lambda node: is_reduction(node) or node.kind is not Kind.REAL)):
@@ -108,10 +109,10 @@ def split(x: Node, known: Mapping[Node, Sign]) -> Terms:
 class _Splitter:
     """Splits a node whose parts were split; ``terms`` holds what became of them."""
 
-    known: Mapping[Node, Sign]
+    known: dict[Node, Sign]
     terms: dict[Node, Terms]
 
-    def __init__(self, known: Mapping[Node, Sign]) -> None:
+    def __init__(self, known: dict[Node, Sign]) -> None:
         self.known = known
         self.terms = {}
 
@@ -129,7 +130,7 @@ class _Splitter:
                 other = self.terms[b]
                 if op == "sub":
                     other = tuple(replace(term, sign=-term.sign) for term in other)
-                return self.terms[a] + other
+                return self.terms[a] + other if len(self.terms[a] + other) <= MOST_ADDENDS else (_atom(node),)
             case _ if is_row(node):
                 return (Term(above=() if node is ONE else (node,)),)
             case Apply(op="exp", args=(x,)) if not node.is_vector and has_statistic(x):
