@@ -5,7 +5,8 @@ from __future__ import annotations
 from attnc.analyse.mask.bounds import Box
 from attnc.analyse.mask.formula import Opaque, formula
 from attnc.analyse.mask.linear import PAIR_AXES, atom
-from attnc.analyse.mask.ranges import KEYS, ROWS, ranges_of
+from attnc.analyse.mask.ranges import ranges_of
+from attnc.analyse.mask.solve import KEYS, ROWS
 from attnc.analyse.mask.truth import all_of, negation
 from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO, Visibility
 from attnc.ir.nodes import Apply, Index, Literal, Node, Param, Size

@@ -5,6 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TypeAlias, assert_never
 
+from attnc.analyse.mask.arithmetic import (
+    choose,
+    greatest,
+    least,
+    linear,
+    nonnegative,
+    positive,
+    product,
+    quotient,
+    remainder,
+)
 from attnc.analyse.mask.formula import (
     All,
     AtLeastZero,
@@ -14,22 +25,7 @@ from attnc.analyse.mask.formula import (
     Zero,
     formula,
 )
-from attnc.analyse.mask.linear import (
-    PAIR_AXES,
-    Linear,
-    atom,
-    choose,
-    constant,
-    greatest,
-    least,
-    linear,
-    nonnegative,
-    positive,
-    product,
-    quotient,
-    remainder,
-    to_node,
-)
+from attnc.analyse.mask.linear import PAIR_AXES, Linear, atom, constant, to_node
 from attnc.analyse.mask.truth import FALSE, TRUE, all_of, any_of, at_least_zero, equals_zero, negation
 from attnc.ir.build import apply
 from attnc.ir.nodes import Apply, Index, Node
@@ -145,7 +141,7 @@ class Box:
                 return TRUE if node.axes & PAIR_AXES else node
             case All(parts):
                 known = tuple(part.x for part in parts if isinstance(part, AtLeastZero))
-                narrow = self._narrowed(known)
+                narrow = self.narrowed(known)
                 return all_of(
                     *((self if _is_about_one(part) else narrow).can_hold(part, facts + known) for part in parts)
                 )
@@ -166,11 +162,11 @@ class Box:
             case All(parts):
                 return all_of(*map(self.must_hold, parts))
             case Some(parts):
-                narrow = self._narrowed(tuple(-part.x - 1 for part in parts if isinstance(part, AtLeastZero)))
+                narrow = self.narrowed(tuple(-part.x - 1 for part in parts if isinstance(part, AtLeastZero)))
                 return any_of(*((self if _is_about_one(part) else narrow).must_hold(part) for part in parts))
         assert_never(f)
 
-    def _narrowed(self, facts: Facts) -> Box:
+    def narrowed(self, facts: Facts) -> Box:
         """The part of the box where those facts hold that bound ``i`` or ``j`` alone; it may be nothing."""
         positions = dict(self._positions)
         for fact in facts:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import product
 from math import inf
 
-from attnc.analyse.mask.linear import Linear, atom, linear
+from attnc.analyse.mask.arithmetic import linear
+from attnc.analyse.mask.linear import Linear, atom
 from attnc.ir.nodes import Apply, Index, Literal, Node
 
 MOST_BOUNDS = 8

@@ -8,7 +8,8 @@ from functools import lru_cache
 from math import ceil, floor
 from typing import TypeAlias, assert_never
 
-from attnc.analyse.mask.linear import PAIR_AXES, Linear, atom, constant, linear, quotient, remainder
+from attnc.analyse.mask.arithmetic import linear, quotient, remainder
+from attnc.analyse.mask.linear import PAIR_AXES, Linear, atom, constant
 from attnc.analyse.mask.truth import all_of, any_of, at_least_zero, equals_zero, negation
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import Apply, Kind, Literal, Node

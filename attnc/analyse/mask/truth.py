@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from attnc.analyse.mask.linear import Linear, nonnegative, to_node
+from attnc.analyse.mask.arithmetic import nonnegative
+from attnc.analyse.mask.linear import Linear, to_node
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import Apply, Literal, Node
 
