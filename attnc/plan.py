@@ -54,6 +54,11 @@ class Accumulator:
     value: Node
     shift: Node | None = None
 
+    @property
+    def summand(self) -> Node:
+        """``term * value``, a vector."""
+        return self.value if self.term is literal(1.0) else apply("mul", self.term, self.value)
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -63,14 +68,18 @@ class Pass:
     accumulators: tuple[Accumulator, ...]
 
     @property
+    def parts(self) -> tuple[Statistic | Accumulator, ...]:
+        """Statistics, then accumulators."""
+        return (*self.statistics, *self.accumulators)
+
+    @property
     def roots(self) -> tuple[Node, ...]:
-        """The terms, shifts and values, in order."""
-        found: list[Node | None] = []
-        for statistic in self.statistics:
-            found += [statistic.term, statistic.shift]
-        for accumulator in self.accumulators:
-            found += [accumulator.term, accumulator.value, accumulator.shift]
-        return tuple(node for node in found if node is not None)
+        """The terms, values and shifts, in order."""
+        found: list[Node] = []
+        for part in self.parts:
+            value = (part.value,) if isinstance(part, Accumulator) else ()
+            found += [part.term, *value, *(() if part.shift is None else (part.shift,))]
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +131,7 @@ def format_plan(plan: Plan) -> str:
 
     A sum ``relative to c`` is multiplied by ``exp(c(old) - c(new))`` whenever ``c`` grows.
     """
-    printer = _Printer(plan)
+    printer = PlanPrinter(plan)
     count = len(plan.passes)
     lines = [f"plan {plan.program.name}: {count} pass{'es' if count > 1 else ''} over the keys"]
     for token_map in plan.tokens:
@@ -134,36 +143,40 @@ def format_plan(plan: Plan) -> str:
         for s in step.statistics:
             lines += printer.lines("    ", f"{s.op} {s.name} =", s.term, s.shift)
         for a in step.accumulators:
-            summand = a.value if a.term is _ONE else apply("mul", a.term, a.value)
-            lines += printer.lines("    ", f"acc {a.name} =", summand, a.shift)
+            lines += printer.lines("    ", f"acc {a.name} =", a.summand, a.shift)
     lines += printer.lines("", "output", plan.output)
     if plan.lse is not None:
         lines += printer.lines("", "lse", plan.lse)
     return "\n".join(lines) + "\n"
 
 
-_ONE = literal(1.0)
-
-
-class _Printer:
-    """Prints the expressions of a plan with names for what they share."""
+class PlanPrinter:
+    """Prints the expressions of a plan one by one, with names for states and for what several of them share."""
 
     def __init__(self, plan: Plan) -> None:
         self.shared = _shared(plan.roots)
         self.names: dict[Node, str] = {node: node.name for node in postorder(*plan.roots) if isinstance(node, State)}
         self.count = 0
 
-    def lines(self, indent: str, label: str, root: Node, shift: Node | None = None) -> list[str]:
-        """The line of an expression, after those of the names that it is the first to use."""
+    def define(self, *roots: Node) -> list[str]:
+        """``let`` lines of the names that ``roots`` are the first to use."""
         lines: list[str] = []
-        for node in postorder(*((root,) if shift is None else (root, shift))):
+        for node in postorder(*roots):
             if node in self.shared and node not in self.names:
-                lines.append(f"{indent}let t{self.count} = {expression(node, self.names)}")
+                lines.append(f"let t{self.count} = {expression(node, self.names)}")
                 self.names[node] = f"t{self.count}"
                 self.count += 1
-        relative = "" if shift is None else f"  relative to {expression(shift, self.names)}"
-        lines.append(f"{indent}{label} {expression(root, self.names)}{relative}")
         return lines
+
+    def text(self, node: Node) -> str:
+        """The expression, of names defined before."""
+        return expression(node, self.names)
+
+    def lines(self, indent: str, label: str, root: Node, shift: Node | None = None) -> list[str]:
+        """The line of an expression, after those of the names that it is the first to use."""
+        lines = self.define(*((root,) if shift is None else (root, shift)))
+        relative = "" if shift is None else f"  relative to {self.text(shift)}"
+        return [indent + line for line in (*lines, f"{label} {self.text(root)}{relative}")]
 
 
 def _shared(roots: Sequence[Node]) -> frozenset[Node]:
