@@ -77,10 +77,14 @@ def gemma2(c: Any) -> Tensor:
 
 
 def t5(c: Any, bidirectional: bool) -> Tensor:
-    from transformers.models.t5.modeling_t5 import T5Attention
-
-    bucket = T5Attention._relative_position_bucket(c.j - c.i, bidirectional, num_buckets=32, max_distance=128)
-    return softmax(c, c.dots + c.table[bucket].permute(2, 0, 1))
+    offset = c.j - c.i
+    count = c.BUCKETS // 2 if bidirectional else c.BUCKETS
+    first = count * (offset > 0) if bidirectional else 0
+    distance = offset.abs() if bidirectional else (-offset).clamp(min=0)
+    exact = count // 2
+    growth = torch.log(distance.double() / exact) / math.log(c.FAR / exact) * (count - exact)
+    far = (exact + growth.clamp(min=0).long()).clamp(max=count - 1)
+    return softmax(c, c.dots + c.table[first + torch.where(distance < exact, distance, far)].permute(2, 0, 1))
 
 
 def mla(c: Any) -> Tensor:
