@@ -13,6 +13,7 @@ reference, as does the gradient of that; a program has four operators:
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -57,6 +58,9 @@ class Operators:
     forward_lse: Callable[..., Any]
 
 
+NAMESPACE = "attnc"
+
+_library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _registered: dict[str, Operators] = {}
 _warned = False
 
@@ -68,8 +72,8 @@ def register(name: str, implementation: Implementation) -> Operators:
     """
     if name not in _registered:
         _registered[name] = Operators(
-            _register_forward(f"attnc::{name}", implementation, lse=False),
-            _register_forward(f"attnc::{name}_lse", implementation, lse=True),
+            _register_forward(name, implementation, lse=False),
+            _register_forward(f"{name}_lse", implementation, lse=True),
         )
     return _registered[name]
 
@@ -99,10 +103,7 @@ def _register_forward(name: str, implementation: Implementation, lse: bool) -> C
         needs = [bool(ctx.needs_input_grad[slot]) for slot in slots]
         return _scatter(gradient(list(cotangents), *inputs, needs), needs, slots, len(inputs))
 
-    op = torch.library.custom_op(name, run, mutates_args=(), schema=f"({arguments}) -> {results}")
-    op.register_fake(fake)
-    op.register_autograd(backward, setup_context=setup_context)
-    return _overload(name)
+    return _define(name, f"({arguments}) -> {results}", run, fake, backward, setup_context)
 
 
 def _register_gradient(name: str, arguments: str, implementation: Implementation, lse: bool) -> Callable[..., Any]:
@@ -153,10 +154,7 @@ def _register_gradient(name: str, arguments: str, implementation: Implementation
         return (list(grads[:split]), *of_inputs, None)
 
     schema = f"(Tensor[] cotangents, {arguments}, bool[] needs) -> Tensor[]"
-    op = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
-    op.register_fake(fake)
-    op.register_autograd(backward, setup_context=setup_context)
-    return _overload(name)
+    return _define(name, schema, run, fake, backward, setup_context)
 
 
 def _register_second_gradient(
@@ -186,9 +184,7 @@ def _register_second_gradient(
         return [torch.empty_like(x) for x in (*cotangents, *(rest[slot] for slot in slots))]
 
     schema = f"(Tensor[] of_grads, Tensor[] cotangents, {arguments}, bool[] needs) -> Tensor[]"
-    op = torch.library.custom_op(name, run, mutates_args=(), schema=schema)
-    op.register_fake(fake)
-    return _overload(name)
+    return _define(name, schema, run, fake, _third_gradient, lambda ctx, inputs, output: None)
 
 
 def _differentiable(signature: Signature) -> list[int]:
@@ -218,10 +214,35 @@ def _detached(grads: Sequence[Tensor], like: Sequence[Tensor]) -> list[Tensor]:
     return [torch.empty_like(x).copy_(grad) for grad, x in zip(grads, like, strict=True)]
 
 
-def _overload(name: str) -> Callable[..., Any]:
-    namespace, _, short = name.partition("::")
-    overload: Callable[..., Any] = getattr(getattr(torch.ops, namespace), short).default
+def _third_gradient(ctx: Any, *grads: Any) -> Any:
+    raise NotImplementedError("attnc differentiates an attention twice, not three times; use op.reference for that")
+
+
+def _define(
+    name: str,
+    schema: str,
+    run: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any],
+    setup_context: Callable[..., None],
+) -> Callable[..., Any]:
+    """Register an operator with torch and return it.
+
+    ``torch.library.custom_op`` would do, but the first call of what it makes imports all of ``torch._dynamo``, which
+    takes longer than everything else between loading a spec and its first result.
+    """
+    _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
+    _library.impl(name, _untraced(run), "CompositeExplicitAutograd")
+    torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
+    torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
+    overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return overload
+
+
+def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
+    """``run``, hidden from ``torch.compile`` once that is in use."""
+    hidden = torch._disable_dynamo(run)
+    return lambda *args: hidden(*args) if "torch._dynamo" in sys.modules else run(*args)
 
 
 def _warn_once() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from attnc.backends.protocol import Target, Unsupported, Workload
 from torch import Tensor
 
@@ -98,6 +99,7 @@ def installed(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeBackend]:
     patch.setattr(targets, "DEFAULT_BACKEND", dict.fromkeys(targets.DEFAULT_BACKEND, "fake"))
     patch.setattr(targets, "_made", {})
     patch.setattr(library, "_registered", {})
+    patch.setattr(library, "_library", torch.library.Library(library.NAMESPACE, "FRAGMENT"))
     patch.setenv("ATTNC_CACHE_DIR", str(cache))
     kernels.clear()
     yield backend
