@@ -5,9 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
-from attnc.grammar import Source, SpecError
 
 from attnc.check import check
+from attnc.grammar import Source, SpecError
 from attnc.ir.nodes import Dot, Kind, Literal, Reduce
 from attnc.ir.printer import expression, print_program
 from attnc.ir.program import Program
@@ -253,12 +253,8 @@ def nested_functions(count: int, form: str) -> str:
         "attention a { score " + "exp(" * 110 + "1e-9" + ")" * 110 + " }",
         "attention a { " + "".join(f"let x{n} = x{n + 1} + j " for n in range(400)) + "let x400 = i score x0 }",
         "attention a { " + "".join(f"let x{n + 1} = sin(x{n}) " for n in range(400)) + "let x0 = j score x400 }",
-        "def f0(x) = sin(x) "
-        + "".join(f"def f{n + 1}(x) = f{n}(x) + f{n}(-x) " for n in range(300))
-        + "attention a { score f300(j) }",
-        "def f0(x) = sin(x) "
-        + "".join(f"def f{n + 1}(x) = f{n}(x * 2) + f{n}(-x) " for n in range(60))
-        + "attention a { score f60(j) }",
+        nested_functions(300, "def f{after}(x) = f{n}(x) + f{n}(-x) "),
+        nested_functions(60, "def f{after}(x) = f{n}(x * 2) + f{n}(-x) "),
         "attention a { mask " + " and ".join(["j < 3"] * 2000) + " }",
         "".join(f"def f{n} = {n} " for n in range(2000)) + "attention a { score f0 }",
     ],
@@ -368,7 +364,8 @@ def test_programs_with_routes_and_branches_read_back(body: str) -> None:
 _WORDS = (
     "q k v i j h b g row o score weight scale N D 3 0.5 causal softmax(score) window(4) dot(q, k) table[h, j] "
     "doc[b, i] + - * / // % ** < == and or not if else ( ) , [ ] : mask score normalize output let x = x rowsum( exp( "
-    "merge(near) cumsum( solve( mean( sum(n, true k[0:4] rope(q, i) i.x N.x inf 1e400 0x7fffffff norm2( max( param input"
+    "merge(near) cumsum( solve( mean( sum(n, true k[0:4] rope(q, i) i.x N.x inf 1e400 0x7fffffff norm2( max( param "
+    "input"
 ).split(" ")
 
 

@@ -26,7 +26,7 @@ from attnc.ir.program import Body
 
 MAX_LEVELS = 120
 MAX_DEPTH = 220
-MAX_STEPS = 200_000
+MAX_STEPS = 50_000
 
 OF_SYMBOL = {op.symbol: op.name for op in OPS.values() if op.symbol and op.arity == 2}
 
