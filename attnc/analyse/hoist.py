@@ -26,7 +26,9 @@ def pull_scalars(root: Node) -> Node:
 
 def hoist(plan: Plan) -> Plan:
     """The plan with its token-only work in token maps, and query before key in every dot product."""
-    hoister = _Hoister({declared.name for declared in plan.program.inputs})
+    program = plan.program
+    declared = (*program.inputs, *program.parameters)
+    hoister = _Hoister({*program.extents, *(one.name for one in declared)})
     passes = tuple(
         Pass(
             tuple(
