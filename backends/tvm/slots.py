@@ -9,7 +9,7 @@ from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO, Visibility
 from attnc.backends.tvm.emit import Emitter, Scope, Vector, always_inside, width_of
 from attnc.ir import build
 from attnc.ir.nodes import Dot, Literal, Node, Read, Slice, Token
-from attnc.ir.traverse import postorder
+from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass, Plan
 from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, select
 from attnc.templates.tvm.products import pieces
@@ -34,16 +34,16 @@ class Stage:
     values: tuple[Node, ...]
 
 
-def stage_of(step: Pass, dtype: str, real: str) -> Stage:
+def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
     """Lay out a pass: which plane holds which product, kept term and weight."""
     maxima = [s for s in step.statistics if s.op == "max"]
     totals = [s for s in step.statistics if s.op == "sum"]
-    terms = [s.term for s in step.statistics] + [a.term for a in step.accumulators]
-    dots = tuple(n for n in postorder(*terms) if isinstance(n, Dot) and n.axes & {"j"} and n.axes & {"i"})
+    terms = [mask, *(s.term for s in step.statistics), *(a.term for a in step.accumulators)]
+    dots = tuple(node for node in postorder(*terms) if is_product(node))
     shifts = tuple(dict.fromkeys(s.shift for s in (*totals, *step.accumulators) if s.shift is not None))
     kept = {s.term for s in maxima}
-    later = [s.term for s in totals] + [a.term for a in step.accumulators]
-    alive = {n for n in postorder(*later, stop=kept) if isinstance(n, Dot)} - kept
+    later = [mask, *(s.term for s in totals), *(a.term for a in step.accumulators)]
+    alive = {node for node in postorder(*later, stop=kept) if is_product(node)} - kept
     planes = len(dots)
     free = [k for k, dot in enumerate(dots) if dot not in alive and dot not in kept]
     places: dict[Node, int] = {dot: k for k, dot in enumerate(dots) if dot in kept}
@@ -78,6 +78,11 @@ def stage_of(step: Pass, dtype: str, real: str) -> Stage:
     )
 
 
+def is_product(node: Node) -> bool:
+    """Whether a node is a dot product of a query and a key."""
+    return isinstance(node, Dot) and {"i", "j"} <= node.axes
+
+
 def in_place(vector: Node) -> bool:
     """Whether a key vector is read where it lies: a token's, or one a key of a tensor that has every key."""
     while isinstance(vector, Slice):
@@ -96,10 +101,10 @@ class PlanSlots:
     def __init__(self, plan: Plan, visibility: Visibility, emitter: Emitter, dtype: str, lse: bool, rows: int) -> None:
         self.plan, self.visibility, self.emitter, self.lse = plan, visibility, emitter, lse
         self.rows_of_tile = rows
-        self.stages = [stage_of(step, dtype, emitter.type) for step in plan.passes]
+        self.stages = [stage_of(step, plan.mask, dtype, emitter.type) for step in plan.passes]
         self.walks = [stage.walk for stage in self.stages]
         self.masked = not (isinstance(plan.mask, Literal) and plan.mask.value is True)
-        self.by_data = visibility.by_data
+        self.by_data = visibility.by_data and not contains(plan.mask, is_product)
 
     def readers(self, scope: Scope) -> dict[Node, Vector]:
         """Of the raw vectors of the row and of the key that ``scope`` is at."""
