@@ -7,14 +7,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attnc.grammar.source import Source
 
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.scalar import evaluate
 from attnc.analyse.tiles import classify_tiles, visited_tiles
 from attnc.analyse.visibility import Visibility, print_visibility
 from attnc.check import check
-from attnc.draw import draw
+from attnc.draw import draw, draw_coloured
+from attnc.grammar.source import Source
 from attnc.ir.build import apply, index, literal
 from attnc.ir.nodes import Node
 
@@ -254,3 +254,10 @@ def test_drawing_of_many_keys_fits_the_width() -> None:
     lines = draw(analyse_mask(mask_of("causal")), 4096, 4096, 32, 32, columns=16).splitlines()
     assert [len(line) for line in lines[:-1]] == [16] * 16
     assert lines[-1].startswith("16384 tiles of 32x32, drawn 8x8 to a character")
+
+
+def test_drawing_in_colour_says_the_same() -> None:
+    v = analyse_mask(mask_of("causal"))
+    text = draw_coloured(v, 96, 96, 32, 32)
+    assert text.plain == draw(v, 96, 96, 32, 32)
+    assert {str(span.style) for span in text.spans} == {"dim", "yellow", "green"}
