@@ -27,8 +27,8 @@ def pull_scalars(root: Node) -> Node:
 def hoist(plan: Plan) -> Plan:
     """The plan with its token-only work in token maps, and query before key in every dot product."""
     program = plan.program
-    declared = (*program.inputs, *program.parameters)
-    hoister = _Hoister({*program.extents, *(one.name for one in declared)})
+    declared = {source.name for source in program.inputs} | {parameter.name for parameter in program.parameters}
+    hoister = _Hoister(declared | set(program.extents))
     passes = tuple(
         Pass(
             tuple(
