@@ -8,13 +8,13 @@ from random import Random
 import pytest
 import strategies as make
 import torch
-from attnc.grammar.source import Source
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from respell import mutations, rename, respell
 from strategies import I, J, both, program
 
 from attnc.check import check
+from attnc.grammar.source import Source
 from attnc.ir.build import IllTyped, apply, index, literal, read, size
 from attnc.ir.canonical import canonicalize
 from attnc.ir.hash import program_hash
@@ -26,10 +26,11 @@ from attnc.ir.verify import Level, verify_program
 from attnc.reference import evaluate
 
 CAUSAL = both("le", J, I)
+BIAS = make.reading("bias")
 SEEDS = st.integers(0, 10_000).map(Random)
 
 
-@settings(max_examples=60)
+@settings(max_examples=40)
 @given(make.programs(), SEEDS)
 def test_names_and_spelling_do_not_matter(spec: Program, random: Random) -> None:
     other = rename(respell(spec, random), random)
@@ -50,7 +51,7 @@ def test_what_hashes_alike_computes_alike(spec: Program, data: st.DataObject, at
         torch.testing.assert_close(evaluate(other, q, k, v, inputs), evaluate(spec, q, k, v, inputs), equal_nan=True)
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(make.programs())
 def test_canonical_form_is_a_program_and_its_own_form(spec: Program) -> None:
     form = canonicalize(spec)
@@ -59,7 +60,7 @@ def test_canonical_form_is_a_program_and_its_own_form(spec: Program) -> None:
     assert canonicalize(form.program).text == form.text
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(make.programs(), make.sizes(most=6))
 def test_canonical_form_computes_the_same(spec: Program, at: dict[str, int]) -> None:
     form = canonicalize(specialize(spec, at["D"], at["E"]))
@@ -135,6 +136,10 @@ def test_equal_conditions(one: Node, other: Node) -> None:
         (lambda s: both("div", s, 8.0), lambda s: both("mul", 0.125, s)),
         (lambda s: both("sub", s, both("neg", 1.5)), lambda s: both("add", 1.5, s)),
         (lambda s: both("mul", s, -2.0), lambda s: both("neg", both("mul", 2.0, s))),
+        (lambda s: both("add", s, both("neg", BIAS)), lambda s: both("sub", s, BIAS)),
+        (lambda s: both("sub", s, both("neg", BIAS)), lambda s: both("add", BIAS, s)),
+        (lambda s: both("mul", both("neg", s), both("neg", BIAS)), lambda s: both("mul", s, BIAS)),
+        (lambda s: both("abs", both("sub", s, BIAS)), lambda s: both("abs", both("neg", both("sub", BIAS, s)))),
         (lambda s: both("max", both("max", s, 0.0), 1.0), lambda s: both("max", 0.0, both("max", 1.0, s))),
     ],
 )
@@ -147,6 +152,11 @@ def test_equal_reals(one, other) -> None:
     ("one", "other"),
     [
         (lambda s: both("div", s, 10.0), lambda s: both("mul", s, 0.1)),
+        (lambda s: both("div", s, 2.0**120), lambda s: both("mul", s, 2.0**-120)),
+        (lambda s: both("add", s, both("neg", BIAS)), lambda s: both("add", s, BIAS)),
+        (lambda s: both("sub", s, both("neg", BIAS)), lambda s: both("sub", s, BIAS)),
+        (lambda s: both("mul", both("neg", s), BIAS), lambda s: both("mul", s, BIAS)),
+        (lambda s: both("neg", both("sub", s, BIAS)), lambda s: both("sub", s, BIAS)),
         (lambda s: both("add", s, 0.1), lambda s: both("sub", 0.1, s)),
         (lambda s: both("add", both("add", s, 0.1), I), lambda s: both("add", both("add", s, I), 0.1)),
     ],

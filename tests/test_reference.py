@@ -12,7 +12,7 @@ from strategies import I, J, K, Q, V, both, program
 from torch import Tensor
 
 from attnc.errors import UnsupportedError
-from attnc.ir.build import apply, cumsum, index, literal, matvec, param, read, reduce_width, size, slice_, solve
+from attnc.ir.build import apply, cumsum, index, literal, matvec, param, read, reduce_width, size, slice_, solve, token
 from attnc.ir.nodes import Input, Kind, Node
 from attnc.ir.program import Parameter, Program, Route
 from attnc.ir.specialize import specialize
@@ -192,6 +192,24 @@ def test_matrices_and_reductions_over_the_width() -> None:
     torch.testing.assert_close(output, s.softmax(-1) @ v)
 
 
+def test_a_row_maximum_below_zero() -> None:
+    score = both("sub", SCORE, 100.0)
+    output, q, k, v, _ = run(program(score, CAUSAL, apply("sub", score, make.rowmax(score))))
+    s = scores(q, k)
+    weights = (s - hidden(s, VISIBLE).amax(-1, keepdim=True)).masked_fill(~VISIBLE, 0)
+    torch.testing.assert_close(output, weights @ v)
+
+
+def test_division_floors() -> None:
+    distance = apply("sub", J, I)
+    mask = both("or", both("eq", both("mod", distance, 3), 1), both("eq", both("floordiv", distance, 2), -2))
+    score = apply("add", SCORE, both("mod", both("mul", distance, 0.7), 2.0))
+    output, q, k, v, _ = run(program(score, mask))
+    seen = torch.tensor([[(j - i) % 3 == 1 or (j - i) // 2 == -2 for j in range(7)] for i in range(2, 7)])
+    added = torch.tensor([[(j - i) * 0.7 % 2.0 for j in range(7)] for i in range(2, 7)], dtype=torch.float64)
+    torch.testing.assert_close(output, hidden(scores(q, k) + added, seen).softmax(-1).nan_to_num() @ v)
+
+
 def test_other_groups() -> None:
     spec = program()
     q, k, v, _ = make.tensors(spec, AT)
@@ -224,9 +242,23 @@ def test_running_sums_and_solves() -> None:
     torch.testing.assert_close(output, weights.masked_fill(~VISIBLE, 0) @ v)
 
     pair = both("where", apply("eq", I, J), 1.0, make.dot(Q, K))
+    with pytest.raises(ValueError, match="5 and 7"):
+        run(program(SCORE, CAUSAL, SCORE, value=solve(pair, V)))
     output, q, k, v, _ = run(program(SCORE, CAUSAL, SCORE, value=solve(pair, V)), M=7)
     lower = (q @ k.mT).tril(-1) + torch.eye(7)
     torch.testing.assert_close(output, scores(q, k).tril() @ torch.linalg.solve(lower, v))
+
+
+@pytest.mark.parametrize("rows", [7, 5])
+def test_lucid(rows: int) -> None:
+    """The triangle couples keys with keys: ``exp(k k' / sqrt(D) - sqrt(D))`` of keys of length ``sqrt(D)``."""
+    query, key = (both("mul", make.l2norm(x), math.sqrt(8)) for x in (token("$k"), K))
+    pair = apply("exp", both("sub", make.scaled(query, key), math.sqrt(8)))
+    output, q, k, v, _ = run(program(SCORE, CAUSAL, value=solve(pair, V)), M=rows)
+    unit = torch.nn.functional.normalize(k, dim=-1)
+    lower = (math.sqrt(8) * (unit @ unit.mT - 1)).exp().tril()
+    seen = torch.ones(7, 7).tril().bool()[7 - rows :]
+    torch.testing.assert_close(output, hidden(scores(q, k), seen).softmax(-1) @ torch.linalg.solve(lower, v))
 
 
 @pytest.mark.parametrize("spec", [program(), program(mask=CAUSAL), program(SCORE, None, make.relu(SCORE))])

@@ -337,21 +337,25 @@ class Run:
         return sums[points.b, points.h, (self.at(at, points) + 1).clamp(0, self.N)]
 
     def _solve(self, pair: Node, x: Node, points: Points) -> Tensor:
-        if self.M != self.N and "i" in pair.axes:
+        if self.M != self.N and contains(pair, _needs_a_row):
             raise ValueError(f"`solve` needs as many query rows as keys, found {self.M} and {self.N}")
         if contains(pair, lambda node: isinstance(node, Reduce) and node.over == "j"):
             raise ValueError("`solve` cannot use reductions over the visible keys")
         every = grid(self.B, self.H, None, self.N, self.device)
         right = self.spread(x, every).view(self.B, self.H, self.N, -1)
-        seen, lower = self.seen, torch.ones(self.N, self.N, dtype=torch.bool, device=self.device).tril()
-        self.seen = visible(lower.expand(self.B, self.H, -1, -1))
+        before, lower = (self.seen, self.M), torch.ones(self.N, self.N, dtype=torch.bool, device=self.device).tril()
+        self.seen, self.M = visible(lower.expand(self.B, self.H, -1, -1)), self.N
         matrix = self.spread(pair, self.seen.pairs)
         dense = matrix.new_zeros(self.B * self.H * self.N * self.N)
         dense = dense.index_copy(0, self._pair_number(self.seen.pairs), matrix)
-        self.seen = seen
+        self.seen, self.M = before
         lower_triangle = dense.view(self.B, self.H, self.N, self.N)
         found: Tensor = torch.linalg.solve_triangular(lower_triangle, right, upper=False)
         return found[points.b, points.h, points.j]
+
+
+def _needs_a_row(node: Node) -> bool:
+    return isinstance(node, Token | Index) and node.name in {"q", "row"}
 
 
 class _Elsewhere:
