@@ -134,7 +134,7 @@ class Bundle:
             self._backend = str(manifest["backend"])
             self.tag = f"{where.resolve()} {cache.key_of(manifest)}"
             self._entries = {_variant(entry): entry for entry in manifest["kernels"]}
-        except (KeyError, TypeError, ValueError, Unreadable, OSError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, Unreadable, OSError) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"the bundle {where} is damaged: {MANIFEST}: {error}") from None
@@ -160,8 +160,9 @@ class Bundle:
             )
         entry = self._entries[variant]
         try:
-            return backend_for(target, self._backend).load(self._where / "kernels" / entry["name"], entry["kernel"])
-        except (KeyError, TypeError, ValueError, OSError) as error:
+            backend = backend_for(target, self._backend, compiles=False)
+            return backend.load(self._where / "kernels" / entry["name"], entry["kernel"])
+        except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
             raise BundleError(f"the bundle {self._where} cannot be run here: {entry['name']}: {error}") from error
 
     def lse_problem(self, widths: Widths) -> str | None:

@@ -69,8 +69,10 @@ def target_of_device(device_type: str) -> Target:
             raise TargetError(f"there are no kernels for tensors on `{device_type}`, only for `cpu` and `cuda`")
 
 
-def backend_for(target: Target, name: str | None = None) -> Backend:
+def backend_for(target: Target, name: str | None = None, compiles: bool = True) -> Backend:
     """The backend called ``name``, or the default one of ``target``.
+
+    ``compiles`` says whether its compiler is needed; kernels that were saved are loaded without.
 
     Raises:
         TargetError: no such backend, or what it needs is not installed.
@@ -80,7 +82,7 @@ def backend_for(target: Target, name: str | None = None) -> Backend:
         raise TargetError(
             f"unknown backend `{chosen}`{did_you_mean(chosen, BACKENDS)}; the backends are {', '.join(BACKENDS)}"
         )
-    if missing := missing_package(chosen):
+    if compiles and (missing := missing_package(chosen)):
         module, install = missing
         raise TargetError(
             f"target `{target}` is served by the {chosen} backend, which needs the package `{module}`: "

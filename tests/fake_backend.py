@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from attnc.backends.protocol import Target, Unsupported, Workload
 from torch import Tensor
 
 from attnc import library, targets
+from attnc.backends.protocol import Target, Unsupported, Workload
 from attnc.ir.nodes import Apply
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program

@@ -82,9 +82,7 @@ def emit(request: Request, stage: Emit) -> None:
             if (Path(name).suffix in ASSEMBLY) == (stage is Emit.ASM):
                 print(f"# {name}\n{text.rstrip()}\n")
     elif made.plan is not None:
-        from attnc.explain import print_plan
-
-        print(print_plan(made.plan))
+        print(made.plan)
     else:
         print(print_program(made.program), end="")
 
