@@ -8,7 +8,7 @@ import pytest
 
 from attnc.check import check
 from attnc.grammar import Source, SpecError
-from attnc.ir.nodes import Dot, Kind, Literal, Reduce
+from attnc.ir.nodes import Dot, Kind, Literal
 from attnc.ir.printer import expression, print_program
 from attnc.ir.program import Program
 from attnc.ir.reader import read_program
@@ -180,15 +180,18 @@ def test_imports_do_not_leave_the_search_path(tmp_path: Path, written: str) -> N
 
 def test_import_errors_are_errors_of_the_spec(tmp_path: Path) -> None:
     main = tmp_path / "a.attn"
-    main.write_text('import "b.attn" import "c.attn" import "d.attn" import "bin.attn" attention a { score twice }')
+    main.write_text(
+        'import "b.attn" import "c.attn" import "d.attn" import "bin.attn" import "uncalled.attn" attention a { }'
+    )
     (tmp_path / "b.attn").write_text('import "e.attn" def twice = 1')
     (tmp_path / "e.attn").write_text('import "b.attn"')
     (tmp_path / "c.attn").write_text("def twice = 2")
     (tmp_path / "d.attn").write_text("def broken(x) = x +* 2")
+    (tmp_path / "uncalled.attn").write_text("def uncalled(x) = x + nope")
     (tmp_path / "bin.attn").write_bytes(b"def f = \xff")
     with pytest.raises(SpecError) as caught:
         check_file(main)
-    assert sorted(found.code for found in caught.value.diagnostics) == ["E002", "E103", "E502", "E503"]
+    assert sorted(found.code for found in caught.value.diagnostics) == ["E002", "E101", "E103", "E502", "E503"]
 
 
 # --- errors ------------------------------------------------------------------------------------------
@@ -278,85 +281,6 @@ def test_errors_inside_functions_tell_the_way_there() -> None:
     (found,) = caught.value.diagnostics
     assert (found.code, found.span.text) == ("E201", "x")
     assert [note.split(",")[0] for note in found.notes] == ["in `inner`", "in `outer`"]
-
-
-# --- routes, branches, running sums ------------------------------------------------------------------
-
-
-def test_a_route_is_carried_into_the_program() -> None:
-    (route,) = program(
-        "mask causal route keys(block=512) per query {"
-        "    rank dot(q, mean(k)) over group select top(3) always self, last(2) }"
-    ).body.routes
-    assert isinstance(route.keys_block, Literal)
-    assert (route.keys_block.value, route.queries, route.over) == (512, "query", "group")
-    assert route.rank is not None
-    assert expression(route.rank) == "dot(q, mean_j(k))"
-    assert route.rank.axes == frozenset("bhiJ")
-    assert route.select is not None
-    assert (route.select.how, [name for name, _ in route.always]) == ("top", ["self", "last"])
-    assert route.span is not None
-    assert route.span.text.startswith("route keys")
-
-
-def test_softmax_in_a_rank_is_over_the_candidates() -> None:
-    (route,) = program(
-        "route keys(block=64) per queries(block=128) { rank softmax(dot(mean(q), mean(k))) select mass(0.9) }"
-    ).body.routes
-    assert route.rank is not None
-    assert {node.over for node in postorder(route.rank) if isinstance(node, Reduce)} == {"J"}
-    assert route.select is not None
-    assert dict(route.select.options)["crossing"] == "include"
-
-
-def test_branches_share_what_stands_around_them() -> None:
-    made = program(
-        "input gate: real[B, H, M] mask causal score 2 * dot(q, k)"
-        "branch near { mask causal and window(8) } branch far { score dot(q, k) }"
-        "output gate[b, h, row] * near + far"
-    )
-    near, far = (body for _, body in made.branches)
-    assert expression(near.score) == "2.0 * dot(q, k)"
-    assert expression(far.mask) == "j <= i"
-    assert expression(made.body.output) == "gate[b, h, row] * merge(near) + merge(far)"
-    assert made.spans[made.branches[0][1].mask]
-
-
-def test_merged_branches_have_one_softmax() -> None:
-    made = program("branch near { mask window(8) } branch far { mask not window(8) } output merge(near, far)")
-    assert expression(made.body.output) == "merge(near, far)"
-
-
-def test_running_sums_and_decays() -> None:
-    made = program("input f: real[B, H, N] let G = cumsum(f) score dot(q, k) * exp(G[b, h, i] - G[b, h, j])")
-    assert "cumsum(f[b, h, j], i) - cumsum(f[b, h, j], j)" in expression(made.body.score)
-    made = program("input f: real[B, H, N, D] let G = cumsum(f[b, h, j, :]) normalize score score dot(q, k, decay=G)")
-    assert expression(made.body.score).startswith("dot(q, k * exp(cumsum(f[b, h, j, :], i)")
-
-
-def test_solve_sees_the_keys_of_both_tokens() -> None:
-    made = program("input beta: real[B, H, N] value solve(beta[b, h, i] * dot(k[i], k[j]) if j < i else 1, v)")
-    assert "dot($k, k)" in expression(made.body.value)
-    assert made.body.value.axes == frozenset("bhj")
-
-
-@pytest.mark.parametrize(
-    "body",
-    [
-        "route keys(block=64) per query { rank dot(q, mean(k)) select top(16) }",
-        "input w: real[B, M, 4] "
-        "route keys(block=1) per query { rank sum(n, w[b, row, n]) * dot(q, k) select above(0.5) }",
-        "input x: int[B, H, M, 4] "
-        "route keys(block=8) per query { select given(x) } keep queries top(N // 2) by norm2(q)",
-        "branch c { mask window(3) } branch d { mask causal } output c - 0.5 * d",
-        "input f: real[B, H, N, D] let G = cumsum(f) normalize score score dot(q, k, decay=G)",
-        "value solve(dot(k[i], k), v)",
-    ],
-)
-def test_programs_with_routes_and_branches_read_back(body: str) -> None:
-    made = program(body)
-    verify_program(made)
-    assert read_program(print_program(made)) == made
 
 
 # --- anything at all ---------------------------------------------------------------------------------

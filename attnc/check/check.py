@@ -47,7 +47,8 @@ def check(
     program: Program | None = None
     file = parse(source)
     try:
-        scope = Modules(source, search, report).scope(file)
+        modules = Modules(source, search, report)
+        scope = modules.scope(file)
         chosen = _choose(file, name, source, report)
         seen: dict[str, Span] = {}
         for attention in file.attentions:
@@ -60,8 +61,8 @@ def check(
             is_chosen = attention is chosen
             made = _Attention(attention, scope, report, constants or {} if is_chosen else None).program()
             program = made if is_chosen else program
-        if not file.attentions or chosen is not None:
-            check_definitions(file, scope, report)
+        for functions in (scope, *modules.imported()):
+            check_definitions(functions, report)
     except TooMuch:
         pass
     except RecursionError:

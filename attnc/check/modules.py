@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from attnc.check.block import ALWAYS_THERE
@@ -45,6 +45,10 @@ class Modules:
         scope = Scope(imported)
         declare(scope, file.functions, self._report, frozenset(INTRINSICS) | ALWAYS_THERE, None)
         return scope
+
+    def imported(self) -> Iterable[Scope]:
+        """The functions of each imported file."""
+        return self._loaded.values()
 
     def _load(self, statement: t.Import, importer: Path | None) -> Scope | None:
         path = self._resolve(statement, importer)

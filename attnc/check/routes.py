@@ -25,13 +25,15 @@ ALWAYS = ("self", "first", "last")
 
 
 def routes_of(ev: Evaluator, block: Block) -> tuple[Route, ...] | None:
-    """The routes in force in a block: its own, else those around it; ``None`` if one is wrong."""
+    """The routes in force in a block: those around it and its own; ``None`` if one is wrong."""
     if block.branches:
         return ()
-    home = block if block.routes or block.keep or block.outer is None else block.outer
-    made = [_route(ev, declared, Frame("rank", home.scope, block, home)) for declared in home.routes]
-    if home.keep is not None:
-        made.append(_keep(ev, home.keep, Frame("keep", home.scope, block, home)))
+    made: list[Route | None] = []
+    for home in (block.outer, block):
+        if home is not None:
+            made += [_route(ev, declared, Frame("rank", home.scope, block, home)) for declared in home.routes]
+            if home.keep is not None:
+                made.append(_keep(ev, home.keep, Frame("keep", home.scope, block, home)))
     routes = tuple(route for route in made if route is not None)
     return routes if len(routes) == len(made) else None
 

@@ -77,9 +77,10 @@ def _bodies(ev: Evaluator, functions: Iterable[Function], frame: Frame) -> None:
                 ev.value(parameter.default, inner)
 
 
-def check_definitions(file: t.File, scope: Scope, report: Report) -> None:
+def check_definitions(scope: Scope, report: Report) -> None:
     """Check the functions of a file that stand outside of its attentions."""
-    if not file.functions:
+    if not scope.own:
         return
-    body = Block(file.functions[0].name, scope, is_file=True)
+    first = next(iter(scope.own.values()))
+    body = Block(first.declared.name, scope, is_file=True)
     _bodies(Evaluator(report, None), scope.own.values(), Frame("let", scope, body, None))
