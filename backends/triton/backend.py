@@ -42,7 +42,7 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
     from attnc.backends.triton.lower import lower_plan_to_recipe
     from attnc.backends.triton.module import write_source
 
-    lowered = lower_plan_to_recipe(plan, workload, INTERPRETER, "ieee")
+    lowered = lower_plan_to_recipe(plan, workload, INTERPRETER, "f32")
     name = plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}
     return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))

@@ -118,7 +118,8 @@ def run(
         return
     call = Call({}, sizes, dict(zip(recipe.parameters, parameters, strict=True)))
     for name, tensor in (("q", q), ("k", k), ("v", v)):
-        call.tensors[name] = _laid_out(tensor, recipe.layouts[name].align) if name in recipe.layouts else tensor
+        layout = recipe.layouts.get(name)
+        call.tensors[name] = _laid_out(tensor, layout.align) if layout else _last_contiguous(tensor)
     given = dict(zip(recipe.inputs, inputs, strict=True))
     call.tensors |= {name: _last_contiguous(tensor) for name, tensor in given.items()}
     call.tensors["out"] = _laid_out(out, recipe.layouts["out"].align, copy=False)

@@ -31,11 +31,20 @@ _16BIT: dict[str, tuple[tuple[int, Config], ...]] = {
     "gfx942": ((64, Config(128, 64, 4, 1)), (128, Config(128, 64, 4, 1)), (256, Config(64, 32, 4, 1))),
 }
 _32BIT: dict[str, tuple[tuple[int, Config], ...]] = {
-    "sm_80": ((64, Config(64, 32, 4, 2)), (128, Config(64, 32, 8, 2)), (256, Config(32, 32, 8, 1))),
-    "sm_90": ((64, Config(64, 64, 4, 2)), (128, Config(64, 32, 8, 2)), (256, Config(64, 32, 8, 1))),
-    "sm_100": ((64, Config(64, 64, 4, 2)), (128, Config(64, 32, 8, 2)), (256, Config(64, 32, 8, 1))),
+    "sm_80": (
+        (32, Config(64, 32, 4, 2)), (64, Config(64, 32, 4, 1)), (96, Config(64, 16, 8, 1)),
+        (128, Config(32, 16, 8, 1)), (256, Config(16, 16, 8, 1)),
+    ),
+    "sm_90": (
+        (32, Config(64, 64, 4, 2)), (64, Config(64, 32, 4, 1)), (128, Config(64, 16, 8, 1)),
+        (192, Config(32, 16, 8, 1)), (256, Config(16, 16, 8, 1)),
+    ),
+    "sm_100": (
+        (32, Config(64, 32, 4, 2)), (64, Config(64, 32, 4, 1)), (96, Config(64, 16, 8, 1)),
+        (128, Config(32, 16, 8, 1)), (256, Config(16, 16, 8, 1)),
+    ),
     "gfx942": ((64, Config(64, 32, 4, 1)), (128, Config(32, 32, 4, 1)), (256, Config(32, 16, 4, 1))),
-}
+}  # fmt: skip
 """By architecture: the first entry whose width is not exceeded by the wider of key and value chunks together."""
 
 

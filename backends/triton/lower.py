@@ -121,7 +121,9 @@ class _Lowering:
 
     @property
     def lanewise(self) -> bool:
-        return is_lanewise(self.plan.output)
+        """Whether the last pass can write the output: its accumulators have the lanes the output has."""
+        widths = {static(one.value.width) for one in self.passes()[-1].accumulators}
+        return widths == {static(self.plan.output.width)} and is_lanewise(self.plan.output)
 
     def passes(self) -> tuple[Pass, ...]:
         """The passes of the plan; at least one, so that rows without a visible key are told apart."""
@@ -153,7 +155,7 @@ class _Lowering:
 
     def width_of(self, name: str) -> int:
         D, E = self.plan.program.widths
-        return {"q": D, "k": D, "v": E, "out": E}.get(name) or next(
+        return {"q": D, "k": D, "v": E, "out": static(self.plan.output.width)}.get(name) or next(
             static(one.result.dims[-1]) for one in self.plan.tokens if one.result.name == name
         )
 
@@ -312,7 +314,7 @@ class _Lowering:
             lse = rewrite(self.plan.lse, lambda node: self.finals.get(node, node))
         kept = () if final else names
         finish = Finish(names, sums, reads, seen if last else None)
-        out_width = self.plan.program.widths[1] if final else _width(step)
+        out_width = static(self.plan.output.width) if final else _width(step)
         out_split = split(out_width) if out_width else []
         slots.add_finish(functions, finish, output, sum(padded for _, _, padded in out_split))
         slots.add_finish_rows(functions, finish, kept, lse)

@@ -92,6 +92,7 @@ class Printer:
 
     def expect(self, *roots: Node) -> None:
         """Count the uses in ``roots``, so that what is used twice becomes a variable."""
+        self.uses.update(set(roots))
         for node in self._ordered(*roots):
             self.uses.update(_needs(node) if node not in self.known else ())
 
@@ -186,10 +187,14 @@ class Printer:
                 return Text(" * ".join([base.text] * int(exponent)), PRODUCT)
             case "pow", (_, Literal(value=0.5)):
                 return Text(f"tl.sqrt({texts[0].text})")
+            case "pow", (_, Literal(value=exponent)) if exponent != 0:
+                return Text(f"lib.power_fixed({texts[0].text}, {number(float(exponent))})")
             case "floordiv", (_, Literal(value=int(by))) if by > 0 and by & (by - 1) == 0:
                 return Text(f"{texts[0].within(SHIFT)} >> {by.bit_length() - 1}", SHIFT) if by > 1 else texts[0]
             case "mod", (first, Literal(value=int(by))) if by > 0 and by & (by - 1) == 0 and first.kind is Kind.INT:
                 return Text(f"{texts[0].within(AND)} & {by - 1}", AND)
+            case "div", (_, Literal(value=divisor)) if abs(divisor) > 1e-30:
+                return Text(f"{texts[0].within(PRODUCT)} * {number(1.0 / divisor)}", PRODUCT)
             case "detach", _:
                 return texts[0]
         form = REAL_FORMS.get(node.op, FORMS[node.op]) if node.kind is Kind.REAL else FORMS[node.op]

@@ -177,7 +177,7 @@ class _Step:
         factor, rest = factored(term)
         if factor <= 0:
             factor, rest = 1.0, term
-        pair = self.named(spread(rest, self.printer.scalar(rest)), "pair")
+        pair = self.named(spread(rest, self.printer.scalar(rest)), f"{name}_term")
         scale = "" if factor == 1.0 else f" * {factor!r}"
         seen = f"tl.where(visible, {pair}, {MINUS_INFINITY}) if MASKED else {pair}"
         self.printer.lines.append(f"{name} = tl.maximum({self.before[name]}, tl.max({seen}, 1){scale})")

@@ -82,6 +82,17 @@ def power(x, y):
 
 
 @triton.jit
+def power_fixed(x, Y: tl.constexpr):
+    """``x ** Y`` for a constant exponent."""
+    size = tl.exp2(tl.log2(tl.abs(x)) * Y)
+    if Y % 1.0 != 0.0:
+        size = tl.where(x < 0.0, float("nan"), size)
+    elif Y % 2.0 != 0.0:
+        size = tl.where(x < 0.0, -size, size)
+    return size
+
+
+@triton.jit
 def floor(x):
     return tl.floor(x).to(tl.int32)
 

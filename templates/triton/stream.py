@@ -33,8 +33,10 @@ factor or -1, wide)``, where a wide sum is taken in tf32 because its weights cou
 import triton
 import triton.language as tl
 
-from attnc.templates.triton.lib import LOWEST
 from attnc.templates.triton.segments import count_full, count_masked, disjoint, full_tile, masked_tile
+
+WIDE_PRECISION: tl.constexpr = tl.constexpr("tf32")
+"""tf32 has the mantissa of float16 and the exponents of float32."""
 
 
 @triton.jit
@@ -47,6 +49,16 @@ def load_chunk(base, at, stride, CHUNKS: tl.constexpr, C: tl.constexpr):
     else:
         chunk = tl.load(address, mask=(lane < CHUNKS[C][2])[None, :], other=0.0)
     return chunk
+
+
+@triton.jit
+def add_product(total, a, b, PRECISION: tl.constexpr):
+    """``total + a @ b``. ``f32`` widens the operands first: Triton's interpreter has no product of bfloat16."""
+    if PRECISION == "f32":
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision="ieee")
+    else:
+        total = tl.dot(a, b, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -89,6 +101,7 @@ def visit(
     env,
     N,
     MASKED: tl.constexpr,
+    BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     KEY_CHUNKS: tl.constexpr,
     VALUES: tl.constexpr,
@@ -110,9 +123,8 @@ def visit(
     dots = ()
     for x in tl.static_range(len(DOTS)):
         if DOTS[x][2]:
-            dot = tl.dot(queries[DOTS[x][0]], loaded[DOTS[x][1]].T, input_precision=PRECISION)
-        else:
-            dot = tl.dot(queries[DOTS[x][0]], loaded[DOTS[x][1]].T, dot, input_precision=PRECISION)
+            dot = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
+        dot = add_product(dot, queries[DOTS[x][0]], loaded[DOTS[x][1]].T, PRECISION)
         if DOTS[x][3]:
             dots = dots + (dot,)
     visible = inside
@@ -130,9 +142,9 @@ def visit(
         value = loaded[SUMS[s][0]]
         weight = weights[SUMS[s][1]]
         if SUMS[s][3]:
-            total = tl.dot(weight, value.to(tl.float32), total, input_precision="tf32")
+            total = add_product(total, weight, value.to(tl.float32), WIDE_PRECISION)
         else:
-            total = tl.dot(weight.to(value.dtype), value, total, input_precision=PRECISION)
+            total = add_product(total, weight.to(value.dtype), value, PRECISION)
         new_sums = new_sums + (total,)
     return state, new_sums
 
@@ -222,7 +234,7 @@ def stream(
             tile = full_tile(runs, t)
         state, sums = visit(
             tile, query, keys, rows, b, h, g, row, i, state, sums, env, N,
-            False, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
+            False, BLOCK_M, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
         )  # fmt: skip
     for t in tl.range(0, masked, num_stages=STAGES):
         if LISTED:
@@ -231,7 +243,7 @@ def stream(
             tile = masked_tile(runs, t)
         state, sums = visit(
             tile, query, keys, rows, b, h, g, row, i, state, sums, env, N,
-            True, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
+            True, BLOCK_M, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
         )  # fmt: skip
 
     at = tl.arange(0, BLOCK_M)

@@ -1,0 +1,185 @@
+"""Kernels compiled for machines that are not here: what the compilers report, bundles, and the text of slots."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+import triton_cases
+from triton_cases import make
+
+from attnc.analyse.lower import lower_program_to_plan
+from attnc.backends.protocol import Kernel, Target, Workload
+from attnc.backends.triton import TritonBackend
+from attnc.backends.triton.configs import SHARED_MEMORY, candidates
+from attnc.backends.triton.kernel import DeviceKernel
+from attnc.check import check
+from attnc.grammar.source import Source
+
+pytest.importorskip("triton")
+SM80, SM90, SM100 = (Target("cuda", arch) for arch in ("sm_80", "sm_90", "sm_100"))
+GFX942 = Target("hip", "gfx942")
+INSTRUCTION = {SM80: "mma.sync", SM90: "wgmma.mma_async", SM100: "tcgen05.mma", GFX942: "v_mfma"}
+
+SPREAD = (
+    ("causal", SM80, "bf16", 128, 128),
+    ("causal", SM90, "bf16", 128, 128),
+    ("causal", SM100, "bf16", 128, 128),
+    ("causal", GFX942, "bf16", 128, 128),
+    ("softcap", SM90, "bf16", 64, 64),
+    ("alibi", SM80, "f16", 64, 64),
+    ("sigmoid", SM90, "f16", 96, 96),
+    ("squares", SM80, "f16", 40, 40),
+    ("cog", SM90, "bf16", 192, 128),
+    ("inline", SM100, "bf16", 80, 80),
+    ("two passes", SM90, "bf16", 72, 72),
+    ("two passes", GFX942, "f16", 40, 40),
+    ("documents", SM90, "bf16", 128, 128),
+    ("documents", GFX942, "bf16", 64, 64),
+    ("neighbourhood", SM80, "bf16", 32, 32),
+    ("softmax with a sink", SM100, "f16", 16, 16),
+    ("normalised and rotated", SM90, "bf16", 64, 64),
+    ("projections", GFX942, "bf16", 32, 32),
+    ("causal", SM90, "bf16", 256, 256),
+    ("causal", SM90, "f32", 32, 32),
+    ("softmax", GFX942, "f32", 64, 64),
+)
+
+
+@cache
+def compiled(name: str, target: Target, dtype: str, D: int, E: int) -> DeviceKernel:
+    data = make(triton_cases.find(name).at(D=D, E=E, M=1, N=1), "f32", 0) if name != "neighbourhood" else None
+    inputs = tuple(triton_cases.NAMES[tensor.dtype] for tensor in data.inputs) if data else ()
+    case = triton_cases.find(name)
+    made: Kernel = triton_cases.kernel(case.spec, D, E, Workload(dtype, inputs, case.lse), target)
+    assert isinstance(made, DeviceKernel)
+    return made
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "target", "dtype", "D", "E"), SPREAD, ids=["{0}-{1.arch}-{2}-{3}-{4}".format(*one) for one in SPREAD]
+)
+def test_what_the_compilers_report(name: str, target: Target, dtype: str, D: int, E: int) -> None:
+    made = compiled(name, target, dtype, D, E)
+    assert list(made.report()) == [launch.name for launch in made.recipe.launches]
+    for launch in made.recipe.launches:
+        report = made.report()[launch.name]
+        assert report.spilled == 0, launch.name
+        assert report.shared <= SHARED_MEMORY[target.arch]
+        assert 0 < report.registers <= 512
+        if launch.family == "stream":
+            assert report.tensor_core > 0
+            assert any(kind.startswith(INSTRUCTION[target]) for kind in report.kinds)
+
+
+def test_a_kernel_is_one_walk_whatever_the_softmax_is_called() -> None:
+    families = [launch.family for launch in compiled("causal", SM90, "bf16", 128, 128).recipe.launches]
+    assert families == ["stream"]
+
+
+@pytest.mark.slow
+def test_lists_of_tiles_are_made_only_where_ranges_do_not_do() -> None:
+    families = [launch.family for launch in compiled("documents", SM90, "bf16", 128, 128).recipe.launches]
+    assert families == ["tiles", "stream"]
+
+
+def test_a_bundle_loads_without_triton(tmp_path: Path) -> None:
+    made = compiled("causal", SM90, "bf16", 128, 128)
+    (tmp_path / "manifest.json").write_text(json.dumps(made.save(tmp_path)))
+    program = """
+import json, sys
+from pathlib import Path
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"triton", "tvm"}:
+            raise ModuleNotFoundError(name)
+
+sys.meta_path.insert(0, Blocked())
+import torch
+from attnc.backends.triton import TritonBackend
+folder = Path(sys.argv[1])
+kernel = TritonBackend().load(folder, json.loads((folder / "manifest.json").read_text()))
+(program,) = kernel.programs
+assert program.code[:4] == b"\\x7fELF" and program.function == "stream" and program.threads % 32 == 0
+print([value.name for value in program.values], kernel.report())
+q = torch.zeros(1, 1, 4, 128, dtype=torch.bfloat16)
+try:
+    kernel.run(q, q, q, [], [], [], q.clone(), None)
+except RuntimeError as error:
+    assert "take tensors on a GPU, found cpu" in str(error), error
+else:
+    raise AssertionError("ran on a CPU")
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert str([value.name for value in made.programs[0].values]) in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (lambda manifest: manifest | {"format": 99}, "format 99"),
+        (lambda manifest: manifest | {"programs": []}, "damaged"),
+        (lambda manifest: manifest | {"recipe": {}}, "damaged"),
+    ],
+)
+def test_a_foreign_or_damaged_bundle_says_so(tmp_path: Path, harm: object, message: str) -> None:
+    manifest = harm(dict(compiled("causal", SM90, "bf16", 128, 128).save(tmp_path)))  # type: ignore[operator]
+    with pytest.raises(ValueError, match=message):
+        TritonBackend().load(tmp_path, manifest)
+
+
+def test_configurations_ask_for_less_and_less() -> None:
+    for target in (SM80, SM90, SM100, GFX942):
+        for dtype in ("bf16", "f32"):
+            for width in (16, 64, 128, 256, 512):
+                tried = list(candidates(target, dtype, width))
+                assert len(set(tried)) == len(tried)
+                sizes = [(one.block_m * one.block_n * one.stages, -one.warps) for one in tried]
+                assert sizes == sorted(sizes, reverse=True)
+                assert all(one.block_m >= 16 and one.block_n >= 16 for one in tried)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("score -norm2(q - k)", "a dot product over pairs"),
+        ("let s = cumsum(norm2(k)) score dot(q, k) + s", "cumsum"),
+    ],
+)
+def test_what_cannot_run_is_reported_with_its_node(spec: str, message: str) -> None:
+    program = triton_cases.specialized(spec, 32, 32)
+    problems = TritonBackend().problems(lower_program_to_plan(program), Workload("bf16", (), False), SM90)
+    assert [problem for problem in problems if message in problem.message]
+
+
+def test_wide_heads_and_double_precision_are_reported() -> None:
+    plan = lower_program_to_plan(triton_cases.specialized("", 1024, 1024))
+    messages = [one.message for one in TritonBackend().problems(plan, Workload("f64", (), False), SM90)]
+    assert any("1024" in message for message in messages)
+    assert any("float64" in message for message in messages)
+
+
+def test_the_text_of_slots() -> None:
+    """One kernel, pinned: what a person finds on disk."""
+    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.lower import lower_plan_to_recipe
+    from attnc.ir.specialize import specialize
+
+    text = """attention gemma {
+    input slope: real[H]
+    mask causal and i - j < 4096
+    score softcap(dot(q, k) * scale + slope[h] * (j - i), 50)
+}"""
+    program = specialize(check(Source("gemma.attn", text)), 64, 64)
+    lowered = lower_plan_to_recipe(
+        lower_program_to_plan(program), Workload("bf16", ("f32",), True), INTERPRETER, "ieee"
+    )
+    golden = Path(__file__).parent / "golden" / "triton_slots.py.txt"
+    assert "\n\n".join(lowered.functions) == golden.read_text()

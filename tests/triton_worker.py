@@ -1,0 +1,122 @@
+"""A process whose Triton is the interpreter: reads requests from standard input, one JSON line each, and answers.
+
+Triton decides when it is imported whether its functions are interpreted, so tests that compile and tests that
+interpret cannot share a process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from dataclasses import replace
+
+import torch
+import triton_cases
+from strategies import tensors
+from triton_cases import Case, Data, make
+
+from attnc.analyse.lower import lower_program_to_plan
+from attnc.backends.protocol import Target, Workload
+from attnc.backends.triton import TritonBackend
+from attnc.ir.reader import read_program
+from attnc.ir.specialize import specialize
+from attnc.reference import evaluate
+
+TARGET = Target("cuda", "sm_90")
+
+
+def case_of(request: dict[str, object]) -> Case:
+    found = triton_cases.find(str(request["case"]))
+    return replace(found, sizes={**found.sizes, **dict(request.get("sizes", {}))})  # type: ignore[call-overload]
+
+
+def compare(request: dict[str, object]) -> None:
+    """Kernel against reference, on fresh data."""
+    make(case_of(request), str(request["dtype"]), int(request["seed"])).compare(TARGET)  # type: ignore[call-overload]
+
+
+def compare_strides(request: dict[str, object]) -> None:
+    """The same with tensors that are neither contiguous nor aligned, and into such an output."""
+    data = make(case_of(request), "bf16", int(request["seed"]))  # type: ignore[call-overload]
+    q, k, v = data.q, data.k, data.v
+    data.q = q.transpose(1, 2).contiguous().transpose(1, 2)
+    data.k = torch.stack((k, k), -1).flatten(-2)[..., ::2]
+    data.v = torch.cat((v.new_zeros(*v.shape[:-1], 3), v), -1)[..., 3:]
+    data.compare(TARGET)
+    out = q.new_full((*q.shape[:2], 2 * q.shape[2], 2 * v.shape[-1]), float("nan"))
+    data.run(TARGET, out[..., ::2, ::2])
+    expected, _ = data.expected()
+    torch.testing.assert_close(out[..., ::2, ::2].double(), expected, rtol=3e-2, atol=3e-2)
+    assert out[..., 1::2, :].isnan().all(), "memory between the rows of the output was written"
+    data.k, data.v = k[:, :, :1].expand_as(k), v.flip(2)
+    data.compare(TARGET)
+
+
+def compare_kept_lists(request: dict[str, object]) -> None:
+    """Tile lists are kept while their inputs stay as they are, and made again when one changes in place."""
+    data: Data = make(triton_cases.find("documents"), "f32", int(request["seed"]))  # type: ignore[call-overload]
+    made = data.kernel(TARGET)
+    lists = made.lists.kept  # type: ignore[attr-defined]
+    lists.clear()
+    data.compare(TARGET)
+    data.compare(TARGET)
+    assert len(lists) == 1, "the second call should find the lists of the first"
+    data.inputs[0].copy_(data.inputs[0].flip(1))
+    data.compare(TARGET)
+    assert len(lists) == 2, "a changed input needs new lists"
+    data.inputs[0] = data.inputs[0].clone()
+    data.compare(TARGET)
+    assert len(lists) == 3, "another tensor needs lists of its own"
+
+
+def compare_program(request: dict[str, object]) -> None:
+    """A random program, as printed IR."""
+    sizes: dict[str, int] = dict(request["sizes"])  # type: ignore[call-overload]
+    program = specialize(read_program(str(request["program"])), sizes["D"], sizes["E"])
+    plan = lower_program_to_plan(program)
+    q, k, v, inputs = tensors(program, sizes, int(request["seed"]), torch.float32)  # type: ignore[call-overload]
+    given = [inputs[declared.name] for declared in program.inputs]
+    workload = Workload("f32", tuple(triton_cases.NAMES[tensor.dtype] for tensor in given), False)
+    backend = TritonBackend()
+    if backend.problems(plan, workload, TARGET):
+        return
+    out = q.new_full((*q.shape[:3], sizes["E"]), float("nan"))
+    params = {one.name: one.default for one in program.parameters}
+    backend.build(plan, workload, TARGET).run(q, k, v, given, list(params.values()), (), out, None)  # type: ignore[arg-type]
+    exact = {name: x.double() if x.is_floating_point() else x for name, x in inputs.items()}
+    expected = evaluate(program, q.double(), k.double(), v.double(), exact, params)  # type: ignore[arg-type]
+    assert isinstance(expected, torch.Tensor)
+    scale = max(1.0, float(expected.abs().nan_to_num().max())) if expected.numel() else 1.0
+    torch.testing.assert_close(out.double(), expected, rtol=1e-3, atol=1e-3 * scale)
+
+
+def compare_library(request: dict[str, object]) -> dict[str, float]:
+    """Largest errors of the functions that slots call: relative, absolute below 1."""
+    from triton_library import errors
+
+    return errors()
+
+
+ACTIONS = {
+    "compare": compare,
+    "strides": compare_strides,
+    "lists": compare_kept_lists,
+    "program": compare_program,
+    "library": compare_library,
+}
+
+
+def main() -> None:
+    """Answer each line with ``{"ok": ...}`` or ``{"error": text}``."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = {"ok": ACTIONS[request["action"]](request)}
+        except BaseException:
+            answer = {"error": traceback.format_exc()}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
