@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
+from lark import Token, Tree
+
 from attnc.grammar import tree as t
 from attnc.grammar.source import Source, Span
-from lark import Token, Tree
 
 Parsed: TypeAlias = Tree[Token]
 Child: TypeAlias = Parsed | Token | None

@@ -5,13 +5,14 @@ from __future__ import annotations
 import functools
 from importlib import resources
 
+from lark import Lark, Token, Tree, UnexpectedInput
+
 from attnc.grammar import tree as t
 from attnc.grammar.build_tree import TreeBuilder
 from attnc.grammar.diagnostic import Diagnostic, SpecError
 from attnc.grammar.recover import skip_to_next_statement
 from attnc.grammar.source import Source, Span
 from attnc.grammar.syntax_errors import describe
-from lark import Lark, Token, Tree, UnexpectedInput
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 200

@@ -9,10 +9,11 @@ import difflib
 import functools
 from dataclasses import dataclass
 
+from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
+
 from attnc.grammar.diagnostic import Diagnostic
 from attnc.grammar.recover import STATEMENTS
 from attnc.grammar.source import Source, Span
-from lark import Lark, Token, UnexpectedCharacters, UnexpectedInput, UnexpectedToken
 
 
 @dataclass(frozen=True, slots=True)

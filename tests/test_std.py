@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from attnc.grammar import Source, SpecError, std_source
-from attnc.grammar.parse import parse
 
 from attnc.analyse.scalar import evaluate
 from attnc.check import check
+from attnc.grammar import Source, SpecError, std_source
+from attnc.grammar.parse import parse
 
 LENGTH = 24
 

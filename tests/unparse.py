@@ -1,8 +1,9 @@
 """Syntax trees as text, every operation in parentheses, and random trees to write."""
 
+from hypothesis import strategies as st
+
 from attnc.grammar import Source, Span
 from attnc.grammar import tree as t
-from hypothesis import strategies as st
 
 NOWHERE = Span(Source("<made>", ""), 0, 0)
 NAMES = ["i", "j", "score", "mask", "value", "keys", "rank", "x", "weight_2", "iff", "nothing"]
