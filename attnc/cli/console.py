@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ def errors_reported(as_json: bool = False) -> Iterator[None]:
         fail(str(error), Exit.TARGET if error.missing else Exit.USAGE, as_json)
     except (ArgumentError, BundleError) as error:
         fail(str(error), Exit.USAGE, as_json)
+    except BrokenPipeError:  # whoever read the output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except UnicodeDecodeError as error:
         fail(f"the spec is not UTF-8: {error.reason} at byte {error.start}", Exit.USAGE, as_json)
     except OSError as error:

@@ -11,14 +11,14 @@ import sys
 from rich.table import Table
 
 import attnc
-from attnc import cache
+from attnc import cache, targets
 from attnc.backends.protocol import Target, Workload
 from attnc.cli.console import out
 from attnc.errors import TargetError
 from attnc.grammar.source import Source
 from attnc.jit import JustInTime, recall_spec
 from attnc.spec import Spec
-from attnc.targets import DEFAULT_BACKEND, KNOWN, PACKAGES, backend_for, missing_package, parse_target
+from attnc.targets import KNOWN, PACKAGES, backend_for, parse_target
 
 DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "tvm": "apache-tvm", "lark": "lark"}
 
@@ -29,18 +29,18 @@ def doctor(as_json: bool) -> None:
     facts |= {name: _version(name) for name in DISTRIBUTIONS}
     facts["gpu"] = _gpu()
     facts["cache"] = _cache()
-    targets = {name: _state(name) for name in KNOWN}
+    states = {name: _state(name) for name in KNOWN}
     if as_json:
         rows = {
-            name: {"compiles": compiles, "runs": runs, "why": why} for name, (compiles, runs, why) in targets.items()
+            name: {"compiles": compiles, "runs": runs, "why": why} for name, (compiles, runs, why) in states.items()
         }
         print(json.dumps({"installed": facts, "targets": rows}, indent=2))
         return
     for name, value in facts.items():
         out.print(f"{name:>8}  {value}", markup=False)
     table = Table("target", "backend", "compiles", "runs here", "why not")
-    for name, (compiles, runs, why) in targets.items():
-        table.add_row(name, DEFAULT_BACKEND[name.partition(":")[0]], _mark(compiles), _mark(runs), why)
+    for name, (compiles, runs, why) in states.items():
+        table.add_row(name, targets.DEFAULT_BACKEND[name.partition(":")[0]], _mark(compiles), _mark(runs), why)
     out.print(table)
 
 
@@ -78,9 +78,6 @@ def _cache() -> str:
 def _state(name: str) -> tuple[bool, bool, str]:
     """Whether a target compiles and runs here, and why not."""
     target = parse_target(name)
-    if missing := missing_package(DEFAULT_BACKEND[target.kind]):
-        module, install = missing
-        return False, False, f"{module} is not installed: pip install '{install}'"
     try:
         backend = backend_for(target)
         plain = JustInTime(recall_spec(Spec(Source("<doctor>", "attention full {}")))).plan((64, 64))
