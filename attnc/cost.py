@@ -88,7 +88,7 @@ def _products(plan: Plan) -> list[int]:
     """The widths of the products that are computed for each pair, over all passes."""
     widths = []
     for walk in plan.passes:
-        terms = [x.term for x in (*walk.statistics, *walk.accumulators)]
+        terms = [part.term for part in walk.parts]
         dots = [node for node in postorder(*terms) if isinstance(node, Dot) and {"i", "j"} <= node.axes]
         widths += [_width(dot.a) for dot in dots] + [_width(x.value) for x in walk.accumulators]
     return widths

@@ -122,9 +122,9 @@ def _register_gradient(name: str, arguments: str, implementation: Implementation
             out, rows = implementation.evaluate(q, k, v, values, lse)
             return (out, rows) if lse else (out,)
 
-        results, vjp = torch.func.vjp(forward, *(inputs[slot] for slot in wanted))
-        grads = vjp(tuple(c.to(result.dtype) for c, result in zip(cotangents, results, strict=True)))
-        return list(grads)
+        pullback: Any = torch.func.vjp(forward, *(inputs[slot] for slot in wanted))
+        results, vjp = pullback
+        return list(vjp(tuple(c.to(result.dtype) for c, result in zip(cotangents, results, strict=True))))
 
     def run(cotangents: Sequence[Tensor], *rest: Any) -> list[Tensor]:
         _warn_once()
@@ -177,8 +177,8 @@ def _register_second_gradient(
             return tuple(pull(variables[:count], full, needs))
 
         variables = (*cotangents, *(inputs[slot] for slot in slots))
-        _, vjp = torch.func.vjp(first, *variables)
-        return _detached(list(vjp(tuple(of_grads))), variables)
+        pullback: Any = torch.func.vjp(first, *variables)
+        return _detached(list(pullback[1](tuple(of_grads))), variables)
 
     def fake(of_grads: Sequence[Tensor], cotangents: Sequence[Tensor], *rest: Any) -> list[Tensor]:
         return [torch.empty_like(x) for x in (*cotangents, *(rest[slot] for slot in slots))]
@@ -241,7 +241,7 @@ def _define(
 
 def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, hidden from ``torch.compile`` once that is in use."""
-    hidden = torch._disable_dynamo(run)
+    hidden = torch._disable_dynamo(run)  # type: ignore[attr-defined]
     return lambda *args: hidden(*args) if "torch._dynamo" in sys.modules else run(*args)
 
 
