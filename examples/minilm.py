@@ -94,19 +94,20 @@ def main(path: Path = HERE / "sentences.txt") -> int:
     console = Console()
     sentences = [line.strip() for line in path.read_text().splitlines() if line.strip()]
 
-    begun = time.perf_counter()
-    op = attnc.load(HERE / "minilm.attn")
-    register(op)
-    weights = str(get_model_path())
-    tokenizer = AutoTokenizer.from_pretrained(weights, local_files_only=True)
-    own, ours = (
-        AutoModel.from_pretrained(weights, local_files_only=True, attn_implementation=kind).eval()
-        for kind in ("sdpa", "attnc")
-    )
-    tokens = tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="pt")
-    ready = time.perf_counter()
-    result = embed(ours, tokens)
-    first = time.perf_counter() - ready
+    with console.status("loading the model"):
+        begun = time.perf_counter()
+        register(attnc.load(HERE / "minilm.attn"))
+        weights = str(get_model_path())
+        tokenizer = AutoTokenizer.from_pretrained(weights, local_files_only=True)
+        own, ours = (
+            AutoModel.from_pretrained(weights, local_files_only=True, attn_implementation=kind).eval()
+            for kind in ("sdpa", "attnc")
+        )
+        tokens = tokenizer(sentences, padding=True, truncation=True, max_length=256, return_tensors="pt")
+    with console.status("compiling its attention"):
+        ready = time.perf_counter()
+        result = embed(ours, tokens)
+        first = time.perf_counter() - ready
 
     expected = embed(own, tokens)
     difference = (result - expected).abs().max().item()
