@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from random import Random
 
@@ -249,23 +250,47 @@ def test_inputs_that_are_used_alike() -> None:
     assert first.inputs == tuple(reversed(second.inputs))
 
 
+def _products(pairs: Iterable[tuple[int, int]], inputs: Sequence[Input]) -> Program:
+    """A program in which the inputs are multiplied in these pairs, in this order."""
+    score = make.scaled(make.Q, make.K)
+    for one, other in pairs:
+        score = apply("max", score, apply("mul", _by_head(inputs[one]), _by_head(inputs[other])))
+    return program(score, extra=tuple(sorted(inputs, key=lambda x: x.name)))
+
+
+RING = ((0, 1), (1, 2), (2, 3), (3, 4), (4, 0))
+TWO_RINGS = ((0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 6), (6, 3))
+
+
+@settings(max_examples=8)
+@given(SEEDS, st.sampled_from([RING, TWO_RINGS]))
+def test_inputs_that_only_their_partners_tell_apart(random: Random, pairs: tuple[tuple[int, int], ...]) -> None:
+    """Every input is used alike, but not every order of them is the same program."""
+    names = "abcdefg"[: len(pairs)]
+    straight, shuffled = _inputs(*names), _inputs(*random.sample(names, len(names)))
+    spec = _products(pairs, straight)
+    assert program_hash(_products(random.sample(pairs, len(pairs)), shuffled)) == program_hash(spec)
+    assert program_hash(_products((*pairs[:-1], (0, 3)), straight)) != program_hash(spec)
+
+
 @settings(max_examples=20)
-@given(SEEDS)
-def test_inputs_that_only_their_partners_tell_apart(random: Random) -> None:
-    """A ring of products: every input is used alike, but not every order of them is the same program."""
-    names = random.sample("abcdefgh", 5)
-    ring = _inputs(*names)
+@given(SEEDS, st.lists(st.sampled_from([-2, -1, 1, 2]), min_size=2, max_size=4), st.integers(-1, 1))
+def test_sums_of_inputs_that_are_used_alike(random: Random, times: list[int], constant: int) -> None:
+    spans = [Input(name, Kind.INT, (size("H"),)) for name in "abcd"[: len(times)]]
 
-    def spec(order: tuple[Input, ...]) -> Program:
-        score = make.scaled(make.Q, make.K)
-        for one, other in zip(order, (*order[1:], order[0]), strict=True):
-            score = apply("max", score, apply("mul", _by_head(one), _by_head(other)))
-        return program(score, extra=_inputs(*sorted(names)))
+    def spec(order: list[tuple[Input, int]], sign: int) -> Program:
+        total: Node = literal(sign * constant)
+        for source, count in order:
+            total = apply("add", total, both("mul", _by_head(source), sign * count))
+        mask = apply("and", both("eq", total, 0), both("lt", both("abs", total), 5))
+        return program(mask=mask, extra=tuple(spans))
 
-    straight = spec(ring)
-    assert program_hash(spec(tuple(random.sample(ring, 5)))) == program_hash(straight)
-    crossed = program(apply("max", straight.body.score, apply("mul", _by_head(ring[0]), _by_head(ring[2]))), extra=ring)
-    assert program_hash(crossed) != program_hash(straight)
+    order = list(zip(spans, times, strict=True))
+    renamed = list(zip(random.sample(spans, len(spans)), times, strict=True))
+    respelled = random.sample(renamed, len(renamed))
+    assert program_hash(spec(respelled, random.choice([-1, 1]))) == program_hash(spec(order, 1))
+    other = [(source, 3 * count) for source, count in order]
+    assert program_hash(spec(other, 1)) != program_hash(spec(order, 1))
 
 
 def test_many_inputs_used_alike_take_no_time() -> None:

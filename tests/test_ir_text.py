@@ -45,6 +45,8 @@ def test_masks_come_back(mask: Node) -> None:
         (both("sub", I, -5), "i - -5"),
         (both("pow", -5.0, 2.0), "(-5.0) ** 2.0"),
         (both("neg", both("pow", 5.0, 2.0)), "-(5.0 ** 2.0)"),
+        (both("pow", both("pow", I, 2.0), 3.0), "(real(i) ** 2.0) ** 3.0"),
+        (both("pow", 2.0, both("pow", I, 3.0)), "2.0 ** (real(i) ** 3.0)"),
         (both("sub", I, both("sub", I, J)), "i - (i - j)"),
         (both("sub", both("sub", I, J), J), "i - j - j"),
         (both("shl", 1, both("add", I, J)), "1 << i + j"),

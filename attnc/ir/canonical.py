@@ -29,8 +29,7 @@ from attnc.ir.nodes import (
     State,
     Token,
 )
-from attnc.ir.normal import Normalizer
-from attnc.ir.ops import OPS
+from attnc.ir.normal import Normalizer, operands
 from attnc.ir.printer import print_program
 from attnc.ir.program import Body, Program, Route
 from attnc.ir.traverse import postorder, rewrite
@@ -195,10 +194,11 @@ class _Form:
             above.setdefault(node, set()).add(which)
         uses: dict[str, list[_Digest]] = {name: [] for name in self.colours}
         for node in reversed(list(postorder(*(node for _, node in roots)))):
+            if node not in above:  # a link within a chain
+                continue
             here = _digest(self.digest(node), *sorted(above[node]))
-            commutes = isinstance(node, Apply) and OPS[node.op].commutes
-            for place, child in enumerate(node.children):
-                above.setdefault(child, set()).add(_digest(here, 0 if commutes else place))
+            for role, part in operands(node):
+                above.setdefault(part, set()).add(_digest(here, role))
             if isinstance(node, Read):
                 uses[node.input.name].append(here)
             elif isinstance(node, Param):

@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 from attnc.ir.build import apply, dot, literal, read
 from attnc.ir.fold import fold
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read
+from attnc.ir.ops import OPS
 from attnc.ir.traverse import postorder, rebuild
 
 Key: TypeAlias = Callable[[Node], Any]
@@ -85,7 +86,7 @@ class Normalizer:
 
     def _junction(self, op: str, operands: Iterable[Node]) -> Node:
         neutral = literal(op == "and")
-        parts = [x for operand in operands for x in self._flat(op, operand) if x is not neutral]
+        parts = [x for operand in operands for x in _flat(op, operand) if x is not neutral]
         if any(isinstance(x, Literal) for x in parts):
             return literal(op == "or")
         return self._joined(op, parts) if parts else neutral
@@ -97,7 +98,7 @@ class Normalizer:
             case Apply(op="not", args=(y,)):
                 return y
             case Apply(op="and" | "or" as op):
-                return self._junction("or" if op == "and" else "and", map(self._negate, self._flat(op, x)))
+                return self._junction("or" if op == "and" else "and", map(self._negate, _flat(op, x)))
             case Apply(op="eq" | "ne" as op, args=args):
                 return self.make("ne" if op == "eq" else "eq", *args)
             case Apply(op="le", args=(a, b)) if a.kind is Kind.INT:
@@ -140,14 +141,14 @@ class Normalizer:
             case "mul", (a, b):
                 if isinstance(a, Literal) or isinstance(b, Literal):
                     return self._sum(node)
-                parts = self._flat("mul", node)
+                parts = _flat("mul", node)
                 factor = math.prod(int(x.value) for x in parts if isinstance(x, Literal))
                 rest = self._joined("mul", [x for x in parts if not isinstance(x, Literal)], repeats=True)
                 return rest if factor == 1 else self.make("mul", literal(factor), rest)
             case (("floordiv" | "mod"), (a, Literal(value=1))):
                 return a if node.op == "floordiv" else literal(0)
             case (("bitand" | "bitor" | "bitxor" | "min" | "max"), _):
-                return self._joined(node.op, self._flat(node.op, node), repeats=node.op == "bitxor")
+                return self._joined(node.op, _flat(node.op, node), repeats=node.op == "bitxor")
             case "abs", (a,):
                 upright = self._upright(_Sum.of(a))
                 return apply("abs", self._rebuild(upright)) if upright.is_small else node
@@ -159,13 +160,17 @@ class Normalizer:
         return self._rebuild(total) if total.is_small else node
 
     def _upright(self, total: _Sum) -> _Sum:
-        """The sum or its negative, whichever has the first multiple positive."""
-        atoms = sorted(total.multiples, key=self.key)
-        return total if not atoms or total.multiples[atoms[0]] > 0 else _Sum({}, 0).plus(total, -1)
+        """The sum or its negative, by what does not depend on the order of atoms of equal key."""
+        negative = _Sum({}, 0).plus(total, -1)
+
+        def rank(one: _Sum) -> Any:
+            return sorted((self.key(x), times) for x, times in one.multiples.items()), one.constant
+
+        return max(total, negative, key=rank)
 
     def _rebuild(self, total: _Sum) -> Node:
         """The expression of a sum: what is added first, then what is subtracted, the number last."""
-        atoms = sorted(total.multiples, key=self.key)
+        atoms = sorted(total.multiples, key=lambda x: (self.key(x), total.multiples[x]))
         added = [x for x in atoms if total.multiples[x] > 0]
         subtracted = [x for x in atoms if total.multiples[x] < 0]
 
@@ -213,7 +218,7 @@ class Normalizer:
             case "abs", (Apply(op="sub", args=(a, b)),):
                 return apply("abs", apply("sub", *sorted((a, b), key=self.key)))
             case "min" | "max", _:
-                return self._joined(node.op, self._flat(node.op, node))
+                return self._joined(node.op, _flat(node.op, node))
             case "add" | "mul", args:
                 return apply(node.op, *sorted(args, key=self.key))
             case _:
@@ -221,23 +226,42 @@ class Normalizer:
 
     # What may be regrouped
 
-    def _flat(self, op: str, node: Node) -> list[Node]:
-        """The operands of a chain of one operation, however it is grouped."""
-        parts, stack = [], [node]
-        while stack:
-            match stack.pop():
-                case Apply(op=found, args=(a, b)) if found == op:
-                    stack += [b, a]
-                case other:
-                    parts.append(other)
-        return parts
-
     def _joined(self, op: str, parts: Iterable[Node], repeats: bool = False) -> Node:
         """The chain of ``op`` over ``parts`` in order, each once unless ``repeats``."""
         first, *rest = sorted(parts if repeats else dict.fromkeys(parts), key=self.key)
         for part in rest:
             first = apply(op, first, part)
         return first
+
+
+def _flat(op: str, node: Node) -> list[Node]:
+    """The operands of a chain of one operation, however it is grouped."""
+    parts, stack = [], [node]
+    while stack:
+        match stack.pop():
+            case Apply(op=found, args=(a, b)) if found == op:
+                stack += [b, a]
+            case other:
+                parts.append(other)
+    return parts
+
+
+def operands(node: Node) -> list[tuple[object, Node]]:
+    """What a node in normal form is made of, each with its role; what may stand in any order has one role.
+
+    A chain is made of its links' operands, a sum of ints of what is multiplied, whatever the sign.
+    """
+    match node:
+        case Dot(a=a, b=b) | Apply(op="abs", args=(Apply(op="sub", kind=Kind.REAL, args=(a, b)),)):
+            return [(0, a), (0, b)]
+        case Apply() if _chain(node) == "sum":
+            return [(abs(times), x) for x, times in _Sum.of(node).multiples.items()]
+        case Apply(op=op) if op == _chain(node):
+            return [(0, x) for x in _flat(op, node)]
+        case Apply(op=op, args=args) if OPS[op].commutes:
+            return [(0, x) for x in args]
+        case _:
+            return list(enumerate(node.children))
 
 
 _CHAINS = frozenset({"and", "or", "min", "max", "bitand", "bitor", "bitxor"})
@@ -262,6 +286,8 @@ def _chain(node: Node) -> str | None:
             return op
         case Apply(op="add" | "sub" | "neg", kind=Kind.INT):
             return "sum"
+        case Apply(op="mul", kind=Kind.INT, args=args):
+            return "sum" if any(isinstance(x, Literal) for x in args) else "mul"
         case _:
             return None
 
