@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from attnc.grammar import std_source
-from attnc.grammar.source import Source
 
 from attnc.check import check
+from attnc.grammar import std_source
+from attnc.grammar.source import Source
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
