@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +58,7 @@ class _Built(Code):
 
     def __init__(self, function: Any, module: Any) -> None:
         self._function, self._module = function, module
-        self._library: tempfile.TemporaryDirectory[str] | None = None
+        self._library: Path | None = None
 
     def function(self) -> Any:
         """Linked and loaded where there is a linker, else compiled by LLVM in memory."""
@@ -67,11 +69,12 @@ class _Built(Code):
 
     def library(self) -> Path:
         if self._library is None:
-            folder = tempfile.TemporaryDirectory(prefix="attnc-")
-            self._emit(Path(folder.name) / "kernel.o", "o")
-            link(Path(folder.name) / "kernel.o", Path(folder.name) / "kernel.so")
-            self._library = folder
-        return Path(self._library.name) / "kernel.so"
+            folder = Path(tempfile.mkdtemp(prefix="attnc-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._emit(folder / "kernel.o", "o")
+            link(folder / "kernel.o", folder / "kernel.so")
+            self._library = folder / "kernel.so"
+        return self._library
 
     def texts(self) -> dict[str, str]:
         with tempfile.TemporaryDirectory() as folder:

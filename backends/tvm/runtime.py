@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import importlib.util
 import os
-import sys
 from collections.abc import Callable
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,8 @@ def runtime() -> Any:
     os.environ.setdefault("TVM_BIND_THREADS", "0")
     import tvm_ffi
 
-    if "tvm" not in sys.modules:
-        spec = importlib.util.find_spec("tvm")
+    if tvm_ffi.get_global_func("runtime.config_threadpool", allow_missing=True) is None:
+        spec = PathFinder.find_spec("tvm")
         if spec is None or not spec.submodule_search_locations:
             raise OSError("the package apache-tvm, which runs CPU kernels, is not installed")
         for name in ("libtvm_runtime.so", "libtvm_runtime.dylib"):
