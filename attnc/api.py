@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from attnc.backends.protocol import Kernel, Target, Workload
-from attnc.bundle import Bundle, Variant, default_inputs, write_bundle
 from attnc.errors import ArgumentError, did_you_mean
 from attnc.grammar.diagnostic import SpecError
 from attnc.grammar.source import Source
@@ -17,6 +17,9 @@ from attnc.op import Op
 from attnc.runtime import Widths
 from attnc.spec import Constants, Spec
 from attnc.targets import backend_for, parse_target
+
+if TYPE_CHECKING:
+    from attnc.bundle import Variant
 
 DTYPES = ("bf16", "f16", "f32", "f64")
 DEFAULT_DTYPES: Mapping[str, tuple[str, ...]] = {
@@ -60,6 +63,8 @@ def load(
     if where.is_dir():
         if given or name:
             raise ArgumentError("constants", f"{where} is a bundle: its constants and its attention are settled")
+        from attnc.bundle import Bundle
+
         bundle = Bundle(where)
         return Op(bundle.program, bundle)
     where, name = split_name(where, name)
@@ -128,6 +133,8 @@ def compile(
         TargetError: no such target or backend, or it is not installed.
         BundleError: ``output`` is a folder that holds something else.
     """
+    from attnc.bundle import write_bundle
+
     where, name = split_name(Path(path), name)
     source = Source(str(where), where.read_text(encoding="utf-8"))
     machine = parse_target(target)
@@ -153,6 +160,8 @@ def variants(
     Raises:
         ArgumentError: an unknown element type, or a width that is not positive.
     """
+    from attnc.bundle import Variant, default_inputs
+
     for dtype in dtypes:
         if dtype not in DTYPES:
             raise ArgumentError(

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from attnc import library
-from attnc.ir.hash import program_hash
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.plan import Plan
@@ -47,6 +46,8 @@ class Op:
     @property
     def hash(self) -> str:
         """The hash of what the spec means: names, order and spelling do not matter."""
+        from attnc.ir.hash import program_hash
+
         return program_hash(self.program)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Any) -> Any:
