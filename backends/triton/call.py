@@ -124,7 +124,9 @@ def run(
     call.tensors |= {name: _last_contiguous(tensor) for name, tensor in given.items()}
     call.tensors["out"] = _laid_out(out, recipe.layouts["out"].align, copy=False)
     if lse is not None:
-        call.tensors["lse"] = lse if lse.is_contiguous() else torch.empty_like(lse, memory_format=torch.contiguous_format)
+        call.tensors["lse"] = (
+            lse if lse.is_contiguous() else torch.empty_like(lse, memory_format=torch.contiguous_format)
+        )
     for at, launch in enumerate(recipe.launches):
         _launch(at, launch, call, given, execute, lists)
     if call.tensors["out"] is not out:
@@ -133,9 +135,7 @@ def run(
         lse.copy_(call.tensors["lse"])
 
 
-def _launch(
-    at: int, launch: Launch, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists
-) -> None:
+def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists) -> None:
     key, read = None, []
     if launch.reads is not None and not _capturing(call.tensors["q"]):
         read = [given[name] for name in launch.reads]
@@ -192,6 +192,8 @@ def _laid_out(tensor: Tensor, align: int, copy: bool = True) -> Tensor:
     )
     if fits:
         return tensor
-    return tensor.clone(memory_format=torch.contiguous_format) if copy else torch.empty(
-        tensor.shape, dtype=tensor.dtype, device=tensor.device
+    return (
+        tensor.clone(memory_format=torch.contiguous_format)
+        if copy
+        else torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
     )

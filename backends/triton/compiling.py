@@ -13,6 +13,7 @@ from attnc.backends.triton.lower import Lowered, lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import Arguments, Launch, Value, leaves
 from attnc.backends.triton.report import Report, read_report
+from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.vectors import split
 from attnc.plan import Plan
 
@@ -131,7 +132,8 @@ def _gpu(target: Target) -> Any:
 
 def _width(plan: Plan) -> int:
     """What a row of the widest tile holds: lanes of keys, or of all accumulators together."""
-    d, e = (sum(padded for _, _, padded in split(width)) for width in plan.program.widths)
+    assert plan.program.widths is not None
+    d, e = (sum(padded for _, _, padded in split(width)) for width in widths(plan.program))
     return max(d, e, *(e * len(step.accumulators) for step in plan.passes), 16)
 
 

@@ -6,6 +6,7 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -13,11 +14,15 @@ from torch import Tensor
 from attnc.backends.protocol import Target
 from attnc.backends.triton.recipe import Value
 
-_LIBRARIES = {"cuda": ("libcuda.so.1", "libcuda.so"), "hip": ("libamdhip64.so", "libamdhip64.so.6", "libamdhip64.so.7")}
+_LIBRARIES = {
+    "cuda": ("libcuda.so.1", "libcuda.so"),
+    "hip": ("libamdhip64.so", "libamdhip64.so.6", "libamdhip64.so.7"),
+}
 _PREFIX = {"cuda": "cu", "hip": "hip"}
 _MAX_DYNAMIC_SHARED = 8
 _STATIC_SHARED = 48 * 1024
-_SCALARS = {"i32": ctypes.c_int32, "i64": ctypes.c_int64, "fp32": ctypes.c_float}
+
+CValue: TypeAlias = ctypes.c_void_p | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float
 
 
 class DriverError(RuntimeError):
@@ -50,7 +55,9 @@ class Driver:
         program = self.programs[at]
         index = device.index if device.index is not None else torch.cuda.current_device()
         function = self._functions.get((at, index)) or self._load(at, index)
-        held = [_argument(value, argument) for value, argument in zip(program.values, arguments, strict=True)]
+        held: list[CValue] = [
+            _argument(value, argument) for value, argument in zip(program.values, arguments, strict=True)
+        ]
         held += [ctypes.c_void_p(0), ctypes.c_void_p(0)]  # Triton's scratch memories, which these kernels do not use
         pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(argument) for argument in held))
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
@@ -87,7 +94,7 @@ class Driver:
 
     def _call(self, name: str, *arguments: object) -> None:
         if self._library is None:
-            self._library = _open(self.target)
+            self._library = open_driver(self.target)
         full = _PREFIX[self.target.kind] + name
         code = getattr(self._library, full)(*arguments)
         if code != 0:
@@ -102,7 +109,7 @@ class Driver:
         return text.value.decode() if text.value else f"CUDA error {code}"
 
 
-def _open(target: Target) -> ctypes.CDLL:
+def open_driver(target: Target) -> ctypes.CDLL:
     for name in _LIBRARIES[target.kind]:
         try:
             return ctypes.CDLL(name)
@@ -111,7 +118,14 @@ def _open(target: Target) -> ctypes.CDLL:
     raise DriverError(f"target `{target}` needs the driver library {_LIBRARIES[target.kind][0]}, which is not here")
 
 
-def _argument(value: Value, argument: Tensor | int | float) -> ctypes._SimpleCData[int] | ctypes._SimpleCData[float]:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())  # type: ignore[return-value]
-    return _SCALARS[value.type](argument)
+def _argument(value: Value, argument: Tensor | int | float) -> CValue:
+    match value.type:
+        case "i32":
+            return ctypes.c_int32(int(argument))
+        case "i64":
+            return ctypes.c_int64(int(argument))
+        case "fp32":
+            return ctypes.c_float(float(argument))
+        case _:
+            assert isinstance(argument, Tensor), f"`{value.name}` is a tensor"
+            return ctypes.c_void_p(argument.data_ptr())

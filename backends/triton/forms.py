@@ -73,6 +73,7 @@ FORMS: dict[str, Form] = {
 REAL_FORMS: dict[str, Form] = {"mod": _call("lib.real_mod", 2)}
 """What is written otherwise on reals."""
 
+
 def number(value: int | float | bool) -> str:
     """A literal as Triton takes it: floats always look like floats."""
     return repr(value)

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
+from attnc.backends.triton.chunks import Chunks, Tensors
 from attnc.backends.triton.configs import Config
 from attnc.backends.triton.environment import Environment
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Layout, Recipe, Value
+from attnc.backends.triton.rewrites import dots_of, is_bounded, is_lanewise, rewritten, token_read, widths
 from attnc.backends.triton.slots import SEEN, Finish, Functions
-from attnc.backends.triton.vectors import Chunk, Part, chunks_of, part_of, split
+from attnc.backends.triton.vectors import split
 from attnc.ir import build
-from attnc.ir.nodes import Apply, Dot, Index, Input, Kind, Literal, Node, Read, Size, State, Token
-from attnc.ir.traverse import contains, postorder, rewrite
+from attnc.ir.nodes import Input, Kind, Literal, Node, Size, State
+from attnc.ir.traverse import postorder, rewrite
 from attnc.plan import Pass, Plan, TokenMap
 
 SIZES = {"i32": 4, "i64": 8, "f32": 4, "f64": 8, "f16": 2, "bf16": 2, "bool": 1}
 TRITON_TYPES = {"i32": "i32", "i64": "i64", "f32": "fp32", "f64": "fp64", "f16": "fp16", "bf16": "bf16", "bool": "i1"}
 LOWEST = -2.0e38
 BLOCK_TOKENS = 32
-_TOKENS = {"q": ("b", "h", "row"), "k": ("b", "g", "j"), "v": ("b", "g", "j")}
-_TOKEN_DIMS = {"q": ("B", "H", "M"), "k": ("B", "G", "N"), "v": ("B", "G", "N")}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,39 +38,6 @@ class Lowered:
 def lower_plan_to_recipe(plan: Plan, workload: Workload, config: Config, precision: str) -> Lowered:
     """All kernels of a plan. ``precision`` is how products of float32 are taken."""
     return _Lowering(plan, workload, config, precision, analyse_mask(plan.mask)).lower()
-
-
-def is_lanewise(output: Node) -> bool:
-    """Whether each lane of the output needs that lane of the accumulators and nothing else of them."""
-    for node in postorder(output):
-        if not isinstance(node, Apply | State) and any(
-            child.is_vector and contains(child, _is_accumulator) for child in node.children
-        ):
-            return False
-    return True
-
-
-def _is_accumulator(node: Node) -> bool:
-    return isinstance(node, State) and node.is_vector
-
-
-def dots_of(roots: Sequence[Node]) -> tuple[Dot, ...]:
-    """Dot products of a query and a key vector, in order of first use."""
-    return tuple(node for node in postorder(*roots) if isinstance(node, Dot))
-
-
-def token_read(node: Node) -> Node:
-    """``node`` with raw token vectors as reads of the tensors q, k and v: for kernels that look at one token."""
-
-    def as_read(node: Node) -> Node:
-        match node:
-            case Token(name=name, width=width) if width is not None:
-                dims = (*(build.size(dim) for dim in _TOKEN_DIMS[name]), width)
-                return build.read(Input(name, Kind.REAL, dims), (*map(build.index, _TOKENS[name]), None))
-            case _:
-                return node
-
-    return rewrite(node, as_read)
 
 
 def _row_numbers(name: str) -> Input:
@@ -95,6 +61,7 @@ class _Lowering:
     texts: list[str] = field(default_factory=list)
     layouts: dict[str, Layout] = field(default_factory=dict)
     finals: dict[Node, Node] = field(default_factory=dict)
+    maxima: dict[Node, Node] = field(default_factory=dict)
 
     def lower(self) -> Lowered:
         program, element = self.plan.program, TRITON_TYPES[self.workload.dtype]
@@ -154,7 +121,8 @@ class _Lowering:
         )
 
     def width_of(self, name: str) -> int:
-        D, E = self.plan.program.widths
+        assert self.plan.program.widths is not None
+        D, E = widths(self.plan.program)
         return {"q": D, "k": D, "v": E, "out": static(self.plan.output.width)}.get(name) or next(
             static(one.result.dims[-1]) for one in self.plan.tokens if one.result.name == name
         )
@@ -289,11 +257,11 @@ class _Lowering:
 
     def walk(self, at: int, step: Pass, passes: tuple[Pass, ...]) -> None:
         last = at == len(passes) - 1
-        step = _rewritten(step, self.finals)
+        step = rewritten(step, self.finals)
         functions = self.functions(f"pass{at}")
         mask = self.plan.mask
-        terms = [one.term for one in (*step.statistics, *step.accumulators)]
-        shifts = [one.shift for one in (*step.statistics, *step.accumulators) if one.shift is not None]
+        terms = [one.term for one in step.parts]
+        shifts = [one.shift for one in step.parts if one.shift is not None]
         dots = dots_of((*terms, mask))
         reads = slots.row_reads(*terms, *shifts, mask)
         seen = self.seen(step)
@@ -325,8 +293,10 @@ class _Lowering:
             self.types[source.name] = "fp32"
         outs = ("out",) if final else tuple(source.name for source in vectors)
         row_outs = (*(source.name for source in keep), *(("lse",) if lse is not None else ()))
-        queries, keys = _Tensors(), _Tensors()
-        table = _Chunks(queries, keys, dots, step, result, self.workload.dtype)
+        queries, keys = Tensors(), Tensors()
+        self.maxima |= {build.state(one.name): one.term for one in step.statistics if one.op == "max"}
+        wide = [self.workload.dtype == "f16" and not is_bounded(one.term, self.maxima) for one in step.accumulators]
+        table = Chunks(queries, keys, dots, step, result, wide)
         self.add(
             Launch(
                 f"pass{at}",
@@ -372,7 +342,9 @@ class _Lowering:
         )
         row = (build.index("b"), build.index("h"), build.index("row"))
         for source, name in zip(keep, kept, strict=True):
-            self.finals[build.state(name)] = build.read(source, row)
+            self.finals[build.state(name)] = kept_number = build.read(source, row)
+            if build.state(name) in self.maxima:
+                self.maxima[kept_number] = self.maxima[build.state(name)]
         for source, one in zip(vectors, step.accumulators, strict=not final):
             for node in postorder(self.plan.output):
                 if isinstance(node, State) and node.name == one.name:
@@ -384,82 +356,6 @@ class _Lowering:
         return tuple(
             Value("*i32", "tensor", name, divisible=16) for name in ("lists.full", "lists.masked", "lists.counts")
         )
-
-
-@dataclass(slots=True)
-class _Tensors:
-    """The tensors of one side in order of first use, and whether each has query heads (``h``) or key heads."""
-
-    names: list[str] = field(default_factory=list)
-    heads: dict[str, str] = field(default_factory=dict)
-
-    def place(self, part: Part | Chunk, head: str) -> int:
-        if part.tensor not in self.names:
-            self.names.append(part.tensor)
-            self.heads[part.tensor] = head
-        return self.names.index(part.tensor)
-
-
-class _Chunks:
-    """The tables of chunks that the template is given; equal chunks are loaded once."""
-
-    def __init__(
-        self, queries: _Tensors, keys: _Tensors, dots: Sequence[Dot], step: Pass, made: slots.StepResult, dtype: str
-    ) -> None:
-        self._queries, self._keys = queries, keys
-        self._query_list: list[Chunk] = []
-        self._key_list: list[Chunk] = []
-        table: list[tuple[int, int, bool, bool]] = []
-        for dot in dots:
-            a, b = (part_of(node) for node in (dot.a, dot.b))
-            assert a is not None and b is not None, "dots of other vectors were reported as unsupported"
-            a, b = (a, b) if a.side == "query" else (b, a)
-            pairs = list(zip(chunks_of(a), chunks_of(b), strict=True))
-            for at, (left, right) in enumerate(pairs):
-                queries.place(left, a.head)
-                keys.place(right, b.head)
-                table.append(
-                    (_at(self._query_list, left), _at(self._key_list, right), at == 0, at == len(pairs) - 1)
-                )
-        self.dots = tuple(table)
-        self.values = len(self._key_list)
-        sums: list[tuple[int, int, int, bool]] = []
-        for one, weight, factor in zip(step.accumulators, made.weights, made.factors, strict=True):
-            value = part_of(one.value)
-            assert value is not None, "other values were reported as unsupported"
-            wide = dtype == "f16" and one.shift is None
-            for chunk in chunks_of(value):
-                keys.place(chunk, value.head)
-                sums.append((_at(self._key_list, chunk), weight, factor, wide))
-        self.sums = tuple(sums)
-
-    def query_chunks(self) -> tuple[tuple[int, int, int, int], ...]:
-        return tuple((self._queries.names.index(c.tensor), c.lo, c.valid, c.padded) for c in self._query_list)
-
-    def key_chunks(self) -> tuple[tuple[int, int, int, int], ...]:
-        return tuple((self._keys.names.index(c.tensor), c.lo, c.valid, c.padded) for c in self._key_list)
-
-
-def _at(chunks: list[Chunk], chunk: Chunk) -> int:
-    if chunk not in chunks:
-        chunks.append(chunk)
-    return chunks.index(chunk)
-
-
-def _rewritten(step: Pass, finals: dict[Node, Node]) -> Pass:
-    """A pass that reads what earlier passes left."""
-
-    def final(node: Node) -> Node:
-        return rewrite(node, lambda inner: finals.get(inner, inner))
-
-    return Pass(
-        tuple(
-            replace(one, term=final(one.term), shift=one.shift and final(one.shift)) for one in step.statistics
-        ),
-        tuple(
-            replace(one, term=final(one.term), shift=one.shift and final(one.shift)) for one in step.accumulators
-        ),
-    )
 
 
 def _literal_width(value: Node) -> Node:
@@ -483,5 +379,3 @@ def _name(dim: Node) -> str:
 def _power_of_two(number: int, most: int) -> int:
     """The largest power of two that divides ``number``, up to ``most``."""
     return min(number & -number, most) if number else most
-
-

@@ -47,7 +47,8 @@ def import_source(name: str, text: str) -> ModuleType:
             draft.write(text)
         os.replace(draft.name, path)
     spec = importlib.util.spec_from_file_location(module_name, path)
-    assert spec is not None and spec.loader is not None
+    assert spec is not None, "a file has a spec"
+    assert spec.loader is not None, "a spec of a file has a loader"
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     try:

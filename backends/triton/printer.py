@@ -346,7 +346,9 @@ def factored(x: Node) -> tuple[float, Node]:
     factor = 1.0
     while True:
         match x:
-            case Apply(op="mul", args=(Literal(value=value), rest)) | Apply(op="mul", args=(rest, Literal(value=value))):
+            case (
+                Apply(op="mul", args=(Literal(value=value), rest)) | Apply(op="mul", args=(rest, Literal(value=value)))
+            ):
                 factor, x = factor * value, rest
             case Apply(op="div", args=(rest, Literal(value=value))) if value != 0:
                 factor, x = factor / value, rest

@@ -84,7 +84,8 @@ class Launch:
 class Layout:
     """What the kernels take for granted of a tensor of the call: its last axis is contiguous, and
 
-    ``align`` divides the address and the other strides in bytes. A tensor that is otherwise is copied first."""
+    ``align`` divides the address and the other strides in bytes. A tensor that is otherwise is copied first.
+    """
 
     align: int
 

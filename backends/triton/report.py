@@ -41,25 +41,40 @@ def read_report(code: bytes, assembly: str, shared: int, target: Target) -> Repo
     if target.kind == "hip":
         registers, spilled = _amd(assembly)
     else:
-        registers, spilled = _nvidia(code)
+        registers, spilled = _nvidia(code, assembly)
     return Report(shared, registers, spilled, len(found), kinds)
 
 
-def _nvidia(cubin: bytes) -> tuple[int, int]:
-    """Registers and stack of a cubin; these kernels keep nothing but spilled registers on the stack."""
+def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int]:
+    """Registers of a cubin, and bytes spilled.
+
+    A stack is a sign of spills, but exact sines have one too; the assembler is then asked to tell them apart.
+    """
     import triton
 
+    tools = triton.knobs.nvidia
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
-        done = subprocess.run(
-            [triton.knobs.nvidia.cuobjdump.path, "-res-usage", str(path)], capture_output=True, text=True, check=True
-        )
-    usage = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", done.stdout)
-    if usage is None:
-        raise RuntimeError(f"cuobjdump said nothing of registers: {done.stdout or done.stderr}")
-    registers, stack, local = map(int, usage.groups())
-    return registers, stack + local
+        said = _run(tools.cuobjdump.path, "-res-usage", str(path))
+        usage = re.search(r"REG:(\d+) STACK:(\d+).*?LOCAL:(\d+)", said)
+        if usage is None:
+            raise RuntimeError(f"cuobjdump said nothing of registers: {said}")
+        registers, stack, local = map(int, usage.groups())
+        if stack + local == 0:
+            return registers, 0
+        source = Path(folder) / "kernel.ptx"
+        source.write_text(ptx)
+        arch = re.search(r"\.target (sm_(\d+)\w*)", ptx)
+        assert arch is not None, "PTX names its target"
+        ptxas = tools.ptxas_blackwell if int(arch[2]) >= 100 else tools.ptxas
+        said = _run(ptxas.path, "-v", f"--gpu-name={arch[1]}", str(source), "-o", str(path))
+        return registers, sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", said)))
+
+
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    return done.stdout + done.stderr
 
 
 def _amd(assembly: str) -> tuple[int, int]:

@@ -98,8 +98,7 @@ def _known_dots(printer: Printer, dots: Sequence[Dot]) -> None:
 
 def add_visible(functions: Functions, mask: Node, dots: Sequence[Dot], reads: Sequence[Read]) -> None:
     printer = functions.printer()
-    used = [dot for dot in dots if contains(mask, lambda node: node is dot)]
-    _known_dots(printer, dots if used else ())
+    _known_dots(printer, dots)
     _known_rows(printer, reads)
     printer.expect(mask)
     if isinstance(mask, Literal):
@@ -124,9 +123,7 @@ class StepResult:
     factors: tuple[int, ...]
 
 
-def add_step(
-    functions: Functions, step: Pass, seen: bool, dots: Sequence[Dot], reads: Sequence[Read]
-) -> StepResult:
+def add_step(functions: Functions, step: Pass, seen: bool, dots: Sequence[Dot], reads: Sequence[Read]) -> StepResult:
     """Write ``STEP``; ``seen`` asks for a state that tells rows which have seen a key."""
     names = [statistic.name for statistic in step.statistics]
     printer = functions.printer(taken=[*names, SEEN])
@@ -207,8 +204,8 @@ class _Step:
             states = [node.name for node in postorder(shift) if isinstance(node, State)]
             by_row = contains(shift, lambda node: isinstance(node, Read | Index) and "i" in node.axes)
             at = "[:, None]" if by_row else ""
-            old = {state_node(name): Text(f"{self.before[name]}{at}") for name in states}
-            new = {state_node(name): Text(f"{name}{at}") for name in states}
+            old: dict[Node, Text] = {state_node(name): Text(f"{self.before[name]}{at}") for name in states}
+            new: dict[Node, Text] = {state_node(name): Text(f"{name}{at}") for name in states}
             texts = [self.printer.child(known).scalar(shift).text for known in (old, new)]
             moved = f"lib.rescale({texts[0]}, {texts[1]})"
             self.moved[shift] = self.printer.variable("moved", Text(f"lib.flat({moved})" if by_row else moved)).text
@@ -219,7 +216,8 @@ class _Step:
 class Finish:
     """What the end of a pass knows: its statistics and accumulators by place, what is read by row, and the mark of
 
-    rows that have seen a key: a node to compare with ``LOWEST``, or the place of the state ``seen``."""
+    rows that have seen a key: a node to compare with ``LOWEST``, or the place of the state ``seen``.
+    """
 
     statistics: tuple[str, ...]
     accumulators: tuple[str, ...]

@@ -25,12 +25,12 @@ def find_problems(plan: Plan, workload: Workload, target: Target) -> Iterator[Un
     if plan.program.branches or plan.program.body.routes:
         yield Unsupported("branches and routes have no Triton kernels yet", plan.output)
         return
-    for width in plan.program.widths:
+    for width in plan.program.widths or ():
         if width > WIDEST:
             yield Unsupported(f"heads are at most {WIDEST} wide, found {width}", plan.output)
     pairs = [plan.mask]
     for step in plan.passes:
-        pairs += [one.term for one in (*step.statistics, *step.accumulators)]
+        pairs += [one.term for one in step.parts]
         for one in step.accumulators:
             if "i" in one.value.axes:
                 yield Unsupported("a value that differs by query has no Triton kernel yet", one.value)

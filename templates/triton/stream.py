@@ -26,8 +26,8 @@ are scalars. Rows and keys past the end repeat the last one, and are neither cou
 ``PER_QUERY_HEAD`` says of each key tensor whether it has a head for each query head. ``lists`` come from ``tiles``.
 
 Vectors come in chunks of a power of two lanes ``(source, lo, valid, padded)``; ``DOTS`` lists the products of
-chunks ``(query chunk, key chunk, starts a dot, ends it)``, ``SUMS`` the accumulator chunks ``(key chunk, weight, rescale
-factor or -1, wide)``, where a wide sum is taken in tf32 because its weights could overflow in float16.
+chunks ``(query chunk, key chunk, starts a dot, ends it)``, ``SUMS`` the accumulator chunks ``(key chunk, weight,
+rescale factor or -1, wide)``, where a wide sum is taken in tf32 because its weights could overflow in float16.
 """
 
 import triton

@@ -1,0 +1,94 @@
+"""Small rewrites of plans, and questions about them, on the way to kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from attnc.ir import build
+from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, State, Token
+from attnc.ir.program import Program
+from attnc.ir.traverse import contains, postorder, rewrite
+from attnc.plan import Pass
+
+_TOKENS = {"q": ("b", "h", "row"), "k": ("b", "g", "j"), "v": ("b", "g", "j")}
+_TOKEN_DIMS = {"q": ("B", "H", "M"), "k": ("B", "G", "N"), "v": ("B", "G", "N")}
+_BOUNDED = frozenset({"sigmoid", "tanh", "erf", "sin", "cos", "sign"})
+
+
+def widths(program: Program) -> tuple[int, int]:
+    """The head widths of a specialised program."""
+    assert program.widths is not None, "programs are specialised before they are planned"
+    return program.widths
+
+
+def is_lanewise(output: Node) -> bool:
+    """Whether each lane of the output needs that lane of the accumulators and nothing else of them."""
+    for node in postorder(output):
+        if not isinstance(node, Apply | State) and any(
+            child.is_vector and contains(child, _is_accumulator) for child in node.children
+        ):
+            return False
+    return True
+
+
+def _is_accumulator(node: Node) -> bool:
+    return isinstance(node, State) and node.is_vector
+
+
+def dots_of(roots: Sequence[Node]) -> tuple[Dot, ...]:
+    """Dot products of a query and a key vector, in order of first use."""
+    return tuple(node for node in postorder(*roots) if isinstance(node, Dot))
+
+
+def token_read(node: Node) -> Node:
+    """``node`` with raw token vectors as reads of the tensors q, k and v: for kernels that look at one token."""
+
+    def as_read(node: Node) -> Node:
+        match node:
+            case Token(name=name, width=width) if width is not None:
+                dims = (*(build.size(dim) for dim in _TOKEN_DIMS[name]), width)
+                return build.read(Input(name, Kind.REAL, dims), (*map(build.index, _TOKENS[name]), None))
+            case _:
+                return node
+
+    return rewrite(node, as_read)
+
+
+def rewritten(step: Pass, finals: Mapping[Node, Node]) -> Pass:
+    """A pass that reads what earlier passes left."""
+
+    def final(node: Node) -> Node:
+        return rewrite(node, lambda inner: finals.get(inner, inner))
+
+    return Pass(
+        tuple(replace(one, term=final(one.term), shift=one.shift and final(one.shift)) for one in step.statistics),
+        tuple(replace(one, term=final(one.term), shift=one.shift and final(one.shift)) for one in step.accumulators),
+    )
+
+
+def is_bounded(term: Node, maxima: Mapping[Node, Node]) -> bool:
+    """Whether a term is provably within [-1, 1].
+
+    ``maxima`` maps what stands for the maximum of a row (a state, or a read of one) to what it is the maximum of.
+    """
+
+    def at_least(row: Node, x: Node) -> bool:
+        match row:
+            case Apply(op="max", args=args):
+                return any(at_least(arg, x) for arg in args)
+            case _:
+                return maxima.get(row) is x
+
+    match term:
+        case Literal(value=value):
+            return abs(value) <= 1
+        case Apply(op="exp", args=(Apply(op="sub", args=(x, row)),)):
+            return at_least(row, x)
+        case Apply(op=op) if op in _BOUNDED:
+            return True
+        case Apply(op="mul" | "min" | "max" | "neg" | "abs", args=args):
+            return all(is_bounded(arg, maxima) for arg in args)
+        case Apply(op="where", args=(_, *args)):
+            return all(is_bounded(arg, maxima) for arg in args)
+    return False
