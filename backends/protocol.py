@@ -37,6 +37,8 @@ class Workload:
     dtype: str
     inputs: tuple[str, ...]
     lse: bool
+    saved: tuple[str, ...] = ()
+    """Names of final states (statistics, accumulators) that a forward kernel writes too, for a backward."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +63,12 @@ class Kernel(Protocol):
         extents: Sequence[int],
         out: Tensor,
         lse: Tensor | None,
+        saved: Sequence[Tensor] = (),
     ) -> None:
         """Write ``out [B,H,M,E]`` (and ``lse [B,H,M]``, f32) from q ``[B,H,M,D]``, k ``[B,G,N,D]``, v ``[B,G,N,E]``.
+
+        ``saved`` are the tensors for the states of ``Workload.saved``: ``[B,H,M]`` for statistics, ``[B,H,M,width]``
+        for accumulators, f32 (f64 if that is the dtype of q), relative to the final shift; 0 in rows without a key.
 
         Any strides, any sizes, M, N and B = 0 included. Shapes and dtypes were checked by the op.
         """
@@ -75,6 +81,37 @@ class Kernel(Protocol):
 
     def save(self, folder: Path) -> Mapping[str, Any]:
         """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry."""
+        ...
+
+
+class BackwardKernel(Protocol):
+    """Compiled code for one derived backward, workload and target."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        reads: Sequence[Tensor],
+        results: Sequence[Tensor],
+    ) -> None:
+        """Write ``results``, one tensor for each of ``Backward.results`` and of its dims, every element.
+
+        ``reads`` are the tensors for ``Backward.reads``: ``out`` and ``d_out`` in the dtype of q, saved states as the
+        forward wrote them. Results are of any floating dtype; those of scatters are f32 (or f64).
+        """
+        ...
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Readable by-products by file name."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """As :meth:`Kernel.save`; :meth:`Backend.load_backward` reads it."""
         ...
 
 

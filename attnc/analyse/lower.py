@@ -10,7 +10,14 @@ from attnc.plan import NotLowerable, Plan
 
 
 def lower_program_to_plan(program: Program) -> Plan:
-    """Plans the forward pass of a program whose head widths may be known already.
+    """Plans the forward pass of a program whose head widths may be known already: :func:`stream_program`, hoisted."""
+    return hoist(stream_program(program))
+
+
+def stream_program(program: Program, keep_detach: bool = False) -> Plan:
+    """The passes of a program over its keys, with the work on tokens alone still in place.
+
+    ``keep_detach`` is for derivatives: a plan with ``detach`` in it may take more passes.
 
     Raises:
         NotLowerable: the program has a route or branches, for which there are no passes yet, or a reduction that
@@ -22,7 +29,7 @@ def lower_program_to_plan(program: Program) -> Plan:
     if program.branches:
         raise NotLowerable("`branch` cannot be compiled yet", body.output)
     lse = log_denominator(body.weight)
-    streamed = stream(pull_scalars(body.output), *(() if lse is None else (pull_scalars(lse),)))
+    roots = (body.output,) if lse is None else (body.output, lse)
+    streamed = stream(*map(pull_scalars, roots), keep_detach=keep_detach)
     output, *rest = streamed.roots
-    plan = Plan(program, (), body.mask, streamed.passes, output, rest[0] if rest else None, streamed.notes)
-    return hoist(plan)
+    return Plan(program, (), body.mask, streamed.passes, output, rest[0] if rest else None, streamed.notes)

@@ -40,18 +40,21 @@ class Streamed:
     notes: tuple[str, ...]
 
 
-def stream(*roots: Node) -> Streamed:
+def stream(*roots: Node, keep_detach: bool = False) -> Streamed:
     """Finds the passes that the row expressions ``roots`` need.
+
+    ``detach`` says something about derivatives alone, so it is dropped unless it is to be kept for those.
 
     Raises:
         NotLowerable: a reduction that cannot be a statistic or an accumulator.
     """
-    return _Streaming(roots).run()
+    return _Streaming(roots, keep_detach).run()
 
 
 @dataclass(slots=True)
 class _Streaming:
     roots: Sequence[Node]
+    keep_detach: bool
     passes: list[Pass] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     known: dict[Node, Sign] = field(default_factory=dict)
@@ -87,7 +90,7 @@ class _Streaming:
 
     def _rewrite(self, node: Node) -> Node:
         match node:
-            case Apply(op="detach", args=(a,)):
+            case Apply(op="detach", args=(a,)) if not self.keep_detach:
                 return a
             case Reduce(op="max", over="j", x=x):
                 if node.is_vector:
