@@ -47,7 +47,7 @@ def measure(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, li
 def compare(case: Case, shape: Shape, dtype: str, rounds: int) -> dict[str, Any]:
     """One row of the results: checked first, then timed beside the peers."""
     q, k, v = tensors(shape, DTYPES[dtype], CPU)
-    inputs = case.inputs(shape, CPU)
+    inputs: dict[str, Any] = case.inputs(shape, CPU)
     op = attnc.loads(case.spec)
     error = check(case, op, op(q, k, v, **inputs), q, k, v, inputs)
     calls: dict[str, Callable[[], Tensor]] = {"attnc": lambda: op(q, k, v, **inputs)}

@@ -76,7 +76,7 @@ def measure(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, li
 def compare(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """One row of the results: checked first, then timed beside the peers."""
     q, k, v = tensors(shape, dtype, GPU)
-    inputs = case.inputs(shape, GPU)
+    inputs: dict[str, Any] = case.inputs(shape, GPU)
     op = attnc.loads(case.spec)
     begun = time.perf_counter()
     out = op(q, k, v, **inputs)

@@ -38,6 +38,7 @@ class Case:
         extents: of the space.
         params: values of parameters.
         made: inputs that are not just random reals.
+        spread: deviation of the elements of q and k; less where the definition amplifies errors.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Case:
     extents: Mapping[str, int] = field(default_factory=dict)
     params: Mapping[str, float] = field(default_factory=dict)
     made: Made = _nothing
+    spread: float = 1.0
 
     @property
     def env(self) -> SimpleNamespace:
@@ -372,7 +374,7 @@ CASES = (
         made=doc_only,
     ),
     Case("padded", lambda e, b, h, i, j: j < e.length[b], made=lengths),
-    Case("sahp", lambda e, b, h, i, j: j <= i and j < e.length[b], made=lengths),
+    Case("sahp", lambda e, b, h, i, j: j <= i and j < e.length[b], made=lengths, spread=0.4),
     Case("attention_regulation"),
     Case(
         "marginal",

@@ -76,7 +76,7 @@ def tokens(case: Case, generator: torch.Generator, dtype: torch.dtype) -> tuple[
     q = torch.randn(e.B, e.H, e.M, e.D, generator=generator, dtype=dtype)
     k = torch.randn(e.B, e.G, e.N, e.D, generator=generator, dtype=dtype)
     v = torch.randn(e.B, e.G, e.N, e.E, generator=generator, dtype=dtype)
-    return q, k, v
+    return q * case.spread, k * case.spread, v
 
 
 def test_every_spec_has_a_case() -> None:
