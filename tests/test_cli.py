@@ -152,6 +152,7 @@ def test_a_missing_compiler_says_what_to_install(backend: FakeBackend, monkeypat
     monkeypatch.setattr(targets, "PACKAGES", {"fake": ("no_such_module", "attnc[fake]")})
     result = run("compile", "good.attn:full", "--target", "cpu")
     assert (result.exit_code, "pip install 'attnc[fake]'" in result.stderr) == (3, True)
+    assert "'attnc[fake]'" in run("doctor").stdout
     doctor = json.loads(run("doctor", "--json").stdout)["targets"]["cpu"]
     assert not doctor["compiles"]
     assert "pip install 'attnc[fake]'" in doctor["why"]

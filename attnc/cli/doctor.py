@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 
+from rich.markup import escape
 from rich.table import Table
 
 import attnc
@@ -40,7 +41,7 @@ def doctor(as_json: bool) -> None:
         out.print(f"{name:>8}  {value}", markup=False)
     table = Table("target", "backend", "compiles", "runs here", "why not")
     for name, (compiles, runs, why) in states.items():
-        table.add_row(name, targets.DEFAULT_BACKEND[name.partition(":")[0]], _mark(compiles), _mark(runs), why)
+        table.add_row(name, targets.DEFAULT_BACKEND[name.partition(":")[0]], _mark(compiles), _mark(runs), escape(why))
     out.print(table)
 
 
