@@ -422,6 +422,9 @@ def operation(op: str, nodes: Sequence[Node], args: Sequence[Value], real: str) 
         case "mul", (a, b):
             return a * b
         case "div", (a, b):
+            divisor_of = nodes[1]
+            if isinstance(divisor_of, Literal) and divisor_of.value and math.isfinite(1.0 / divisor_of.value):
+                return a * (1.0 / divisor_of.value)
             return a / b
         case "floordiv", (a, b):
             return a // divisor(nodes[1], b)

@@ -17,7 +17,7 @@ from attnc.backends.tvm.machine import Machine
 from attnc.backends.tvm.slots import PlanSlots
 from attnc.backends.tvm.tokens import map_tokens
 from attnc.plan import Plan
-from attnc.templates.tvm.lanes import Memory
+from attnc.templates.tvm.lanes import Memory, features
 from attnc.templates.tvm.products import Shape
 from attnc.templates.tvm.stream import Sizes, stream
 
@@ -58,6 +58,7 @@ def lower_plan_to_tir(plan: Plan, visibility: Visibility, workload: Workload, ma
     real = "float64" if workload.dtype == "f64" else "float32"
     shape = shape_of(machine, real)
     layout = layout_of(plan, workload)
+    features.set(machine.features)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(ENTRY)

@@ -13,9 +13,10 @@ from attnc.backends.protocol import Target
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``options`` of the LLVM target, bytes of a vector register, and how many of them there are."""
+    """``options`` of the LLVM target, its features, bytes of a vector register, and how many of them there are."""
 
     options: dict[str, Any]
+    features: frozenset[str]
     vector_bytes: int
     registers: int
 
@@ -65,7 +66,7 @@ def machine_of(target: Target) -> Machine:
         known = set(llvm_get_cpu_features(TvmTarget(options)))
         options["mattr"] = [f"-{name}" for name in sorted(known) if present.get(name) is False]
     if "avx512f" in features:
-        return Machine(options, 64, 32)
+        return Machine(options, frozenset(features), 64, 32)
     if "avx2" in features and "fma" in features:
-        return Machine(options, 32, 16)
-    return Machine(options, 16, 32 if "neon" in features else 16)
+        return Machine(options, frozenset(features), 32, 16)
+    return Machine(options, frozenset(features), 16, 32 if "neon" in features else 16)

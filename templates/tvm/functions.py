@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from attnc.templates.tvm.lanes import Value, constant, fma, intrinsic, library, maximum, minimum, select
+from attnc.templates.tvm.lanes import Value, constant, fma, intrinsic, library, select
 
 
 def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
@@ -21,14 +21,14 @@ def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
 
 
 def exp(x: Value) -> Value:
-    """``e**x``, to 1 ulp; subnormal results included.
+    """``e**x``, to 1 ulp; results below the smallest normal number are 0.
 
-    ``x = n ln 2 + r`` with ``ln 2`` in two parts; the polynomial for ``e**r`` is Cephes' ``expf``. The scaling by
-    ``2**n`` is done in two halves, so that neither overflows before the product does.
+    ``x = n ln 2 + r`` with ``ln 2`` in two parts; the polynomial for ``e**r`` is Cephes' ``expf``. ``n`` is added to
+    the exponent of ``e**r``, which lies in [0.7, 1.5).
     """
     if x.type == "float64":
         return intrinsic("llvm.exp", x)
-    x = minimum(maximum(x.keep(), -104.0), 89.0).keep()
+    x = x.keep()
     shifted = fma(x, 1.44269504088896341, 12582912.0).keep()
     n = (shifted - 12582912.0).keep()
     r = fma(n, -0.693359375, x)
@@ -38,13 +38,8 @@ def exp(x: Value) -> Value:
         (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
     )
     p = fma(p, r * r, r) + 1.0
-    whole = (shifted.bits("int32") - 0x4B400000).keep()
-    half = (whole >> 1).keep()
-    return p * _power_of_two(half) * _power_of_two(whole - half)
-
-
-def _power_of_two(n: Value) -> Value:
-    return ((n + 127) << 23).bits("float32")
+    scaled = (p.bits("int32") + (shifted.bits("int32") << 23)).bits("float32")
+    return select(x < -87.33654, constant(0.0, "float32"), select(x <= 88.72283, scaled, x * math.inf))
 
 
 def log(x: Value) -> Value:

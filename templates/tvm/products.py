@@ -14,7 +14,7 @@ from typing import TypeAlias
 
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.lanes import Memory, Registers, Scratch, Value, constant, fma, minimum
+from attnc.templates.tvm.lanes import Memory, Registers, Scratch, Value, constant, flush_subnormals, fma, minimum
 
 Source: TypeAlias = Callable[[Value], tuple[Memory, Value]]
 """From the number of a key within its tile to the memory and offset of its vector's first element."""
@@ -57,8 +57,10 @@ def dealt(count: Value, scratch_bytes: Value) -> Iterator[tuple[Value, Scratch]]
     with T.attr(0, "pragma_parallel_launch_point", 1):
         workspace = T.Bind(T.TVMBackendAllocWorkspace(1, 0, scratch_bytes.expr, 2, 32))
         scratch = Scratch(workspace)
+        restore = flush_subnormals()
         with T.attr(0, "pragma_parallel_stride_pattern", 1), T.parallel(count.expr) as number:
             yield index(number), scratch
+        restore()
         T.evaluate(T.TVMBackendFreeWorkspace(1, 0, workspace))
 
 
