@@ -38,6 +38,7 @@ class Case:
         extents: of the space.
         params: values of parameters.
         made: inputs that are not just random reals.
+        kernels: whether backends can run it yet.
         spread: deviation of the elements of q and k; less where the definition amplifies errors.
     """
 
@@ -49,6 +50,7 @@ class Case:
     params: Mapping[str, float] = field(default_factory=dict)
     made: Made = _nothing
     spread: float = 1.0
+    kernels: bool = True
 
     @property
     def env(self) -> SimpleNamespace:
@@ -83,6 +85,11 @@ def lengths(e: Any, generator: torch.Generator) -> dict[str, Tensor]:
 def positive(name: str, *axes: str) -> Made:
     """A real input in (0.1, 1.1)."""
     return lambda e, generator: {name: torch.rand([getattr(e, a) for a in axes], generator=generator) + 0.1}
+
+
+def log_gates(name: str) -> Made:
+    """Logarithms of gates in (0, 1), a head and key."""
+    return lambda e, generator: {name: -torch.rand(e.B, e.H, e.N, generator=generator)}
 
 
 def lifetimes(e: Any, generator: torch.Generator) -> dict[str, Tensor]:
@@ -387,4 +394,7 @@ CASES = (
     Case("linear:lightning", _causal, made=positive("slope", "H")),
     Case("retnet", _causal),
     Case("based", _causal),
+    Case("forgetting", _causal, made=log_gates("log_gate"), kernels=False),
+    Case("mamba2", _causal, made=log_gates("log_decay"), kernels=False),
+    Case("lucid", _causal, kernels=False),
 )

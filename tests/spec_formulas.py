@@ -176,6 +176,18 @@ def based(c: Any) -> Tensor:
     return (weight / (weight.sum(-1, keepdim=True) + 1e-12)) @ c.v
 
 
+def passed_gates(log_gates: Tensor, c: Any) -> Tensor:
+    """The sum of the logarithms of the gates after a key and up to a query, ``[B,H,M,N]``."""
+    total = log_gates.cumsum(-1)
+    return torch.where(c.seen, total[..., c.i] - total[..., None, :], 0.0)
+
+
+def lucid(c: Any) -> Tensor:
+    keys = unit(c.k)
+    system = torch.exp((keys @ keys.mT - 1) * math.sqrt(c.D)).tril()
+    return shares(c, scaled(c)) @ torch.linalg.solve_triangular(system, c.v, upper=False)
+
+
 FORMULAS: dict[str, Formula] = {
     "gemma2:local": gemma2,
     "gemma2:global": gemma2,
@@ -218,5 +230,8 @@ FORMULAS: dict[str, Formula] = {
     "linear:lightning": lambda c: (c.seen * c.dots * torch.exp(-per_head(c.slope) * (c.i - c.j).clamp(min=0))) @ c.v,
     "retnet": retnet,
     "based": based,
+    "forgetting": lambda c: softmax(c, scaled(c) + passed_gates(c.log_gate, c)),
+    "mamba2": lambda c: (c.seen * c.dots * passed_gates(c.log_decay, c).exp()) @ (c.v * c.dt[..., None]),
+    "lucid": lucid,
 }
 """Specs that are not here are softmax of the scaled products under their mask."""
