@@ -128,7 +128,8 @@ class Runtime:
         assert width is not None
         rows = (sizes["B"], sizes["H"], sizes["M"])
         out = q.new_empty((*rows, size_value(width, sizes)))
-        return out, q.new_empty(rows, dtype=torch.float32) if lse else None
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        return out, q.new_empty(rows, dtype=wide) if lse else None
 
 
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}

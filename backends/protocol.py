@@ -65,8 +65,9 @@ class Kernel(Protocol):
         lse: Tensor | None,
         saved: Sequence[Tensor] = (),
     ) -> None:
-        """Write ``out [B,H,M,E]`` (and ``lse [B,H,M]``, f32) from q ``[B,H,M,D]``, k ``[B,G,N,D]``, v ``[B,G,N,E]``.
+        """Write ``out [B,H,M,E]`` (and ``lse [B,H,M]``) from q ``[B,H,M,D]``, k ``[B,G,N,D]``, v ``[B,G,N,E]``.
 
+        ``lse`` is f64 where q is, else f32.
         ``saved`` are the tensors for the states of ``Workload.saved``: ``[B,H,M]`` for statistics, ``[B,H,M,width]``
         for accumulators, f32 (f64 if that is the dtype of q), relative to the final shift; 0 in rows without a key.
 
