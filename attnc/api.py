@@ -82,6 +82,8 @@ def loads(
     **more_constants: int | float | bool,
 ) -> Op:
     """:func:`load` for the text of a spec."""
+    if not isinstance(text, str):
+        raise ArgumentError("text", f"a spec is a str, found {type(text).__name__}")
     spec = Spec(Source("<string>", text), name, {**(constants or {}), **more_constants}, tuple(map(Path, search)))
     return _op(spec, backend)
 

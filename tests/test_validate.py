@@ -136,6 +136,11 @@ def test_groups_out_of_range(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
         assert interleaved(torch.randn(1, 5, 3, 8), *(torch.randn(1, 2, 3, 8),) * 2).shape == (1, 5, 3, 8)
 
 
+def test_a_spec_that_is_not_text() -> None:
+    with pytest.raises(ArgumentError, match="a spec is a str, found bytes"):
+        attnc.loads(b"attention full {}")  # type: ignore[arg-type]
+
+
 def test_an_unknown_device_is_named() -> None:
     with pytest.raises(attnc.TargetError, match="no kernels for tensors on `meta`"):
         targets.target_of_device("meta")
