@@ -49,8 +49,8 @@ def shape_of(machine: Machine, real: str) -> Shape:
     """How tiles are cut for a machine's registers."""
     lanes = machine.vector_bytes // (8 if real == "float64" else 4)
     if machine.registers >= 32:
-        return Shape(real, lanes, vectors=4, block=6, groups=1, keys=60)
-    return Shape(real, lanes, vectors=3, block=4, groups=2, keys=64)
+        return Shape(real, lanes, vectors=2, block=8, groups=2, keys=64)
+    return Shape(real, lanes, vectors=2, block=6, groups=4, keys=60)
 
 
 def lower_plan_to_tir(plan: Plan, visibility: Visibility, workload: Workload, machine: Machine) -> tuple[Any, Layout]:
@@ -76,7 +76,7 @@ def lower_plan_to_tir(plan: Plan, visibility: Visibility, workload: Workload, ma
                     real,
                     shape.lanes,
                 )
-                slots = PlanSlots(plan, visibility, emitter, workload.dtype, workload.lse, shape.rows)
+                slots = PlanSlots(plan, visibility, emitter, workload.dtype, workload.lse)
                 room = numbers.load(0).keep()
                 most = [map_tokens(token, plan, slots, emitter, room) for token in plan.tokens]
                 sizes = emitter.sizes

@@ -98,9 +98,8 @@ def in_place(vector: Node) -> bool:
 class PlanSlots:
     """The slots of a whole plan (:class:`attnc.templates.tvm.stream.Slots`)."""
 
-    def __init__(self, plan: Plan, visibility: Visibility, emitter: Emitter, dtype: str, lse: bool, rows: int) -> None:
+    def __init__(self, plan: Plan, visibility: Visibility, emitter: Emitter, dtype: str, lse: bool) -> None:
         self.plan, self.visibility, self.emitter, self.lse = plan, visibility, emitter, lse
-        self.rows_of_tile = rows
         self.stages = [stage_of(step, plan.mask, dtype, emitter.type) for step in plan.passes]
         self.walks = [stage.walk for stage in self.stages]
         self.masked = not (isinstance(plan.mask, Literal) and plan.mask.value is True)
@@ -230,14 +229,13 @@ class _Task:
     def _states(state: dict[str, Value]) -> dict[Node, Value]:
         return {build.state(name): value for name, value in state.items()}
 
-    def finish(self, row: Value, state: dict[str, Value], sums: dict[str, tuple[Memory, Value]]) -> None:
+    def finish(self, row: Value, state: dict[str, Value], sums: dict[str, Vector]) -> None:
         plan, emitter = self._slots.plan, self._emitter
         at_row = self.at_row(row)
         vectors = self._slots.readers(at_row)
         for stage in self._slots.stages:
             for total in stage.walk.sums:
-                memory, r = sums[total.name]
-                vectors[build.state(total.name, build.literal(total.width))] = self._column(memory, r)
+                vectors[build.state(total.name, build.literal(total.width))] = sums[total.name]
         scope = at_row.inner(self._states(state), vectors=vectors)
         out = emitter.tensors["out"]
         start_of_row = out.offset(*(scope.value(at) for at in (_B, _H, _ROW))).keep()
@@ -247,15 +245,6 @@ class _Task:
             assert plan.lse is not None
             lse = emitter.tensors["lse"]
             lse.store(lse.offset(*(scope.value(at) for at in (_B, _H, _ROW))), scope.value(plan.lse))
-
-    def _column(self, memory: Memory, r: Value) -> Vector:
-        rows = self._slots.rows_of_tile
-
-        def read(start: Value | int, lanes: int) -> Value:
-            place = start if isinstance(start, Value) else constant(start, "int32")
-            return memory.load(place * rows + r, lanes, step=rows)
-
-        return read
 
     def nothing(self, row: Value) -> None:
         plan, emitter = self._slots.plan, self._emitter

@@ -6,12 +6,13 @@ A task is one tile of query rows of one head; tasks are spread over the cores. W
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from tvm.tirx.script.builder import ir as T
 
+from attnc.templates.tvm.few import ROWS, few_accumulate, few_products, gather_rows
 from attnc.templates.tvm.functions import exp
 from attnc.templates.tvm.lanes import (
     Memory,
@@ -117,7 +118,7 @@ class TaskSlots(Protocol):
 
     def rows(self, walk: int, row: Value, state: dict[str, Value]) -> RowSlots: ...
 
-    def finish(self, row: Value, state: dict[str, Value], sums: dict[str, tuple[Memory, Value]]) -> None: ...
+    def finish(self, row: Value, state: dict[str, Value], sums: dict[str, Callable[[Value | int, int], Value]]) -> None: ...
 
     def nothing(self, row: Value) -> None: ...
 
@@ -153,29 +154,27 @@ def stream(shape: Shape, slots: Slots, sizes: Sizes, scratch_bytes: Value) -> in
         row = ((tiles - 1 - task % tiles) * shape.rows).keep()
         count = minimum(sizes.M - row, shape.rows).keep()
 
-        def tile(vectors: int) -> None:
+        def tile(vectors: int, *, few: bool) -> None:
             with scratch.shared():
                 task_slots = slots.task((head // sizes.H).keep(), (head % sizes.H).keep(), scratch)
-                _Tile(shape, slots, task_slots, sizes, scratch, row, count, vectors).run()
+                _Tile(shape, slots, task_slots, sizes, scratch, row, count, vectors, few).run()
 
-        if shape.vectors * shape.groups == 1:
-            tile(1)
-        else:
-            with T.If((count <= shape.lanes).expr):
-                with T.Then():
-                    tile(1)
-                with T.Else():
-                    tile(shape.vectors)
+        with T.If((count <= ROWS).expr):
+            with T.Then():
+                tile(1, few=True)
+            with T.Else():
+                tile(shape.vectors, few=False)
     return scratch.most
 
 
 class _Tile:
-    """The code for one tile of rows, ``vectors`` row vectors at a time."""
+    """The code for one tile of rows, ``vectors`` row vectors at a time; ``few`` rows have products of their own."""
 
     def __init__(
         self, shape: Shape, slots: Slots, task: TaskSlots, sizes: Sizes, scratch: Scratch, row: Value,
-        count: Value, vectors: int,
+        count: Value, vectors: int, few: bool,
     ) -> None:
+        self.few = few
         self.shape, self.slots, self.task, self.sizes = shape, slots, task, sizes
         self.take = scratch.take
         self.row, self.count, self.vectors = row, count, vectors
@@ -186,7 +185,7 @@ class _Tile:
         chunk = self.vectors * shape.lanes
         self.groups = ((self.count + (chunk - 1)) // chunk).keep()
         self.queries = [
-            [self.take(p.width * shape.rows, shape.type, "queries") for p in walk.products] for walk in self.slots.walks
+            [self.take(p.width * self._rows, shape.type, "queries") for p in walk.products] for walk in self.slots.walks
         ]
         planes = max(walk.planes for walk in self.slots.walks)
         deep = -(-shape.keys // shape.block) * shape.block
@@ -206,7 +205,7 @@ class _Tile:
             with T.If(self.seen.load(r).differs(0).expr):
                 with T.Then():
                     state = {name: memory.load(r).keep() for name, memory in self.state.items()}
-                    self.task.finish(row, state, {name: (memory, r) for name, memory in self.sums.items()})
+                    self.task.finish(row, state, {name: self._column(name, r) for name in self.sums})
                 with T.Else():
                     self.task.nothing(row)
 
@@ -218,25 +217,46 @@ class _Tile:
             for name, _ in walk.maxima + walk.totals:
                 self.state[name] = self.take(shape.rows, shape.type, name)
             for total in walk.sums:
-                self.sums[total.name] = self.take(total.width * shape.rows, shape.type, total.name)
+                self.sums[total.name] = self.take(total.width * self._rows, shape.type, total.name)
         maxima = {name for walk in self.slots.walks for name, _ in walk.maxima}
         with T.serial(shape.rows // shape.lanes) as at:
             first = index(at) * shape.lanes
             for name, memory in self.state.items():
                 memory.store(first, lowest if name in maxima else zero)
             self.seen.store(first, constant(0, "int32").spread(shape.lanes))
-            for walk in self.slots.walks:
-                for total in walk.sums:
-                    with T.serial(total.width) as e:
-                        self.sums[total.name].store(index(e) * shape.rows + first, zero)
+        for total in (total for walk in self.slots.walks for total in walk.sums):
+            with T.serial(total.width * self._rows // shape.lanes) as at:
+                self.sums[total.name].store(index(at) * shape.lanes, zero)
         for number, walk in enumerate(self.slots.walks):
             for p, product in enumerate(walk.products):
 
                 def read(r: Value, start: int, lanes: int, number: int = number, p: int = p) -> Value:
                     return self.task.query(number, p, minimum(self.row + r, self.sizes.M - 1).keep(), start, lanes)
 
-                with T.serial(self.groups.expr) as at:
-                    transpose(shape, self.queries[number][p], read, product.width, self._group(at))
+                queries = self.queries[number][p]
+                if self.few:
+                    gather_rows(shape, queries, read, product.width, self.count)
+                else:
+                    with T.serial(self.groups.expr) as at:
+                        transpose(shape, queries, read, product.width, self._group(at))
+
+    @property
+    def _rows(self) -> int:
+        """Rows that the queries and the sums of a tile have room for; a multiple of the lanes."""
+        return self.shape.lanes if self.few else self.shape.rows
+
+    def _column(self, name: str, r: Value) -> Callable[[Value | int, int], Value]:
+        """Reads the elements of one row's sum."""
+        memory = self.sums[name]
+        width = next(total.width for walk in self.slots.walks for total in walk.sums if total.name == name)
+
+        def read(start: Value | int, lanes: int) -> Value:
+            place = start if isinstance(start, Value) else constant(start, "int32")
+            if self.few:
+                return memory.load(r * width + place, lanes)
+            return memory.load(place * self.shape.rows + r, lanes, step=self.shape.rows)
+
+        return read
 
     def _group(self, at: object) -> Rows:
         return Rows((index(at) * (self.vectors * self.shape.lanes)).keep(), self.vectors)
@@ -327,10 +347,12 @@ class _Tile:
                 return self.task.key_elements(number, p, (j_lo + n).keep(), start, lanes)
 
             ready = self._ready(product.convert, source, elements, product.width, count)
-            with T.serial(self.groups.expr) as at:
-                products(
-                    shape, self.planes[p], self.queries[number][p], ready, product.width, count, self._group(at)
-                )
+            queries = self.queries[number][p]
+            if self.few:
+                few_products(shape, self.planes[p], queries, ready, product.width, count, self.count)
+            else:
+                with T.serial(self.groups.expr) as at:
+                    products(shape, self.planes[p], queries, ready, product.width, count, self._group(at))
         if self.slots.masked:
             with T.If(full.expr):
                 with T.Then():
@@ -349,17 +371,12 @@ class _Tile:
 
             ready = self._ready(total.convert, source, elements, total.width, count)
             scale = None if total.shift is None else self.scales[total.shift]
-            with T.serial(self.groups.expr) as at:
-                accumulate(
-                    shape,
-                    self.sums[total.name],
-                    self.planes[total.plane],
-                    ready,
-                    total.width,
-                    count,
-                    self._group(at),
-                    scale,
-                )
+            out, weights = self.sums[total.name], self.planes[total.plane]
+            if self.few:
+                few_accumulate(shape, out, weights, ready, total.width, count, self.count, scale)
+            else:
+                with T.serial(self.groups.expr) as at:
+                    accumulate(shape, out, weights, ready, total.width, count, self._group(at), scale)
 
     def _ready(self, convert: bool, source: Source, elements: object, width: int, count: Value) -> Source:
         """``source``, or a converted copy of its tile."""
