@@ -18,8 +18,8 @@ class Config:
     stages: int
 
 
-SHARED_MEMORY = {"sm_80": 166_912, "sm_90": 232_448, "sm_100": 232_448, "gfx942": 65_536}
-"""Bytes of shared memory that one program may have."""
+SHARED_MEMORY = {"sm_80": 165_888, "sm_90": 231_424, "sm_100": 231_424, "gfx942": 65_536}
+"""Bytes of shared memory that one program may have; NVIDIA's limit less the KiB that the system keeps."""
 
 INTERPRETER = Config(32, 32, 1, 1)
 """Small tiles: the interpreter's sizes are small, and several tiles should be visited."""

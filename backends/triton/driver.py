@@ -54,6 +54,7 @@ class Driver:
         """Launch kernel ``at`` on the current stream of ``device``."""
         program = self.programs[at]
         index = device.index if device.index is not None else torch.cuda.current_device()
+        self._enter(index)
         function = self._functions.get((at, index)) or self._load(at, index)
         held: list[CValue] = [
             _argument(value, argument) for value, argument in zip(program.values, arguments, strict=True)
@@ -71,7 +72,6 @@ class Driver:
             if (at, index) in self._functions:
                 return self._functions[at, index]
             self._check_device(index)
-            torch.cuda.current_stream(index).synchronize()  # makes the device's context current in this thread
             program = self.programs[at]
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             self._call("ModuleLoadData", ctypes.byref(module), program.code)
@@ -80,6 +80,17 @@ class Driver:
                 self._call("FuncSetAttribute", function, _MAX_DYNAMIC_SHARED, program.shared)
             self._functions[at, index] = function
             return function
+
+    def _enter(self, index: int) -> None:
+        """Give this thread the device's context if it has none yet, as threads that have only allocated may not."""
+        if self.target.kind == "hip":
+            return
+        context, device = ctypes.c_void_p(), ctypes.c_int()
+        self._call("CtxGetCurrent", ctypes.byref(context))
+        if not context.value:
+            self._call("DeviceGet", ctypes.byref(device), index)
+            self._call("DevicePrimaryCtxRetain", ctypes.byref(context), device)
+            self._call("CtxSetCurrent", context)
 
     def _check_device(self, index: int) -> None:
         properties = torch.cuda.get_device_properties(index)

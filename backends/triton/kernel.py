@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from attnc.backends.protocol import Target
@@ -80,7 +81,8 @@ class DeviceKernel:
         def execute(at: int, programs: int, bind: Any) -> None:
             self.driver.start(at, programs, [bind(value) for value in self.programs[at].values], q.device)
 
-        run(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, out, lse)
+        with torch.cuda.device(q.device):
+            run(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, out, lse)
 
     def save(self, folder: Path) -> Mapping[str, Any]:
         ending = "cubin" if self.target.kind == "cuda" else "hsaco"

@@ -13,7 +13,7 @@ from attnc.backends.triton.configs import Config
 from attnc.backends.triton.environment import Environment
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Layout, Recipe, Value
-from attnc.backends.triton.rewrites import dots_of, is_bounded, is_lanewise, rewritten, token_read, widths
+from attnc.backends.triton.rewrites import dots_of, is_bounded, is_lanewise, rewritten, token_read, vanishes, widths
 from attnc.backends.triton.slots import SEEN, Finish, Functions
 from attnc.backends.triton.vectors import split
 from attnc.ir import build
@@ -76,7 +76,7 @@ class _Lowering:
         for at, step in enumerate(passes):
             self.walk(at, step, passes)
         if not self.lanewise:
-            self.output_kernel(passes[-1])
+            self.output_kernel()
         recipe = Recipe(
             tuple(self.launches),
             tuple(declared.name for declared in program.inputs),
@@ -141,11 +141,14 @@ class _Lowering:
         buffer = Buffer(name, kind, shape)
         self.token_kernel(f"map_{len(self.launches)}", name, one.expression, one.side, one.per, None, (buffer,))
 
-    def output_kernel(self, last: Pass) -> None:
-        output = rewrite(self.plan.output, lambda node: self.finals.get(node, node))
-        seen = self.seen(last)
+    def final(self, node: Node) -> Node:
+        """``node`` with the states of earlier passes as reads of what they left."""
+        return rewrite(node, lambda inner: self.finals.get(inner, inner))
+
+    def output_kernel(self) -> None:
+        seen = self.seen()
         self.tensor("out", self.width_of("out"))
-        self.token_kernel("output", "out", output, "query", "H", seen and self.finals[seen], ())
+        self.token_kernel("output", "out", self.final(self.plan.output), "query", "H", seen and self.final(seen), ())
 
     def token_kernel(
         self, name: str, out: str, expression: Node, side: str, per: str, seen: Node | None, buffers: tuple[Buffer, ...]
@@ -247,13 +250,20 @@ class _Lowering:
 
     # Walks over the keys
 
-    def seen(self, step: Pass) -> State | None:
-        """The state that tells whether a row has seen a key; ``None`` where all have."""
+    def seen(self) -> Node | None:
+        """The condition that a row has seen a key; ``None`` where all have, or the output is 0 where none is."""
         mask = self.plan.mask
         if isinstance(mask, Literal) and mask.value:
             return None
-        maxima = [one.name for one in step.statistics if one.op == "max"]
-        return build.state(maxima[0] if maxima else SEEN)
+        if self.plan.lse is None and self.lanewise and vanishes(self.plan.output):
+            return None
+        for step in self.passes():
+            for one in step.statistics:
+                if one.op == "max":
+                    return build.apply("gt", build.state(one.name), build.literal(LOWEST))
+                if isinstance(one.term, Literal) and one.term.value > 0 and one.shift is None:
+                    return build.apply("gt", build.state(one.name), build.literal(0.0))
+        return build.apply("gt", build.state(SEEN), build.literal(LOWEST))
 
     def walk(self, at: int, step: Pass, passes: tuple[Pass, ...]) -> None:
         last = at == len(passes) - 1
@@ -264,8 +274,8 @@ class _Lowering:
         shifts = [one.shift for one in step.parts if one.shift is not None]
         dots = dots_of((*terms, mask))
         reads = slots.row_reads(*terms, *shifts, mask)
-        seen = self.seen(step)
-        marks = seen is not None and seen.name == SEEN and last
+        seen = self.seen() if last else None
+        marks = seen is not None and build.state(SEEN) in seen.children
         slots.add_group(functions, self.plan.program.group)
         slots.add_ranges(functions, self.visibility.key_ranges)
         slots.add_rows(functions, reads)
@@ -275,13 +285,13 @@ class _Lowering:
         names = (*(one.name for one in step.statistics), *((SEEN,) if marks else ()))
         sums = tuple(one.name for one in step.accumulators)
         final = last and self.lanewise
-        output = rewrite(self.plan.output, lambda node: self.finals.get(node, node)) if final else None
+        output = self.final(self.plan.output) if final else None
         lse = None
         if last and self.workload.lse:
             assert self.plan.lse is not None, "the log-sum-exp was asked for, but the weight has none"
-            lse = rewrite(self.plan.lse, lambda node: self.finals.get(node, node))
+            lse = self.final(self.plan.lse)
         kept = () if final else names
-        finish = Finish(names, sums, reads, seen if last else None)
+        finish = Finish(names, sums, reads, seen and self.final(seen))
         out_width = static(self.plan.output.width) if final else _width(step)
         out_split = split(out_width) if out_width else []
         slots.add_finish(functions, finish, output, sum(padded for _, _, padded in out_split))
@@ -326,8 +336,8 @@ class _Lowering:
                     "DOTS": table.dots,
                     "SUMS": table.sums,
                     "STARTS": tuple(
-                        LOWEST if at < len(step.statistics) and step.statistics[at].op == "max" else 0.0
-                        for at in range(len(names))
+                        LOWEST if name == SEEN or step.statistics[at].op == "max" else 0.0
+                        for at, name in enumerate(names)
                     ),
                     "OUT_CHUNKS": tuple(out_split),
                     "PRECISION": self.precision,

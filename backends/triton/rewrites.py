@@ -36,6 +36,26 @@ def _is_accumulator(node: Node) -> bool:
     return isinstance(node, State) and node.is_vector
 
 
+def vanishes(output: Node) -> bool:
+    """Whether an output is surely 0 where its accumulators are, whatever its statistics are."""
+
+    def is_plain(node: Node) -> bool:
+        return not contains(node, lambda inner: isinstance(inner, State))
+
+    match output:
+        case State():
+            return output.is_vector
+        case Apply(op="neg", args=(x,)):
+            return vanishes(x)
+        case Apply(op="add" | "sub", args=(a, b)):
+            return vanishes(a) and vanishes(b)
+        case Apply(op="mul", args=(a, b)):
+            return (vanishes(a) and is_plain(b)) or (vanishes(b) and is_plain(a))
+        case Apply(op="div", args=(a, b)):
+            return vanishes(a) and is_plain(b)
+    return False
+
+
 def dots_of(roots: Sequence[Node]) -> tuple[Dot, ...]:
     """Dot products of a query and a key vector, in order of first use."""
     return tuple(node for node in postorder(*roots) if isinstance(node, Dot))

@@ -140,8 +140,9 @@ def add_step(functions: Functions, step: Pass, seen: bool, dots: Sequence[Dot], 
             writer.sum(statistic.name, statistic.term, statistic.shift)
     if seen:
         last = printer.given(f"{SEEN}_before", f"state[{len(names)}]")
-        marks = "lib.over_pair(tl.where(visible, 1.0, 0.0), i, j)"
-        printer.lines.append(f"{SEEN} = tl.maximum({last}, tl.max({marks}, 1)) if MASKED else {last} + 1.0")
+        number = "dot0" if dots else "lib.over_pair(0.0, i, j)"
+        marks = f"tl.max(tl.where(visible, {number}, {MINUS_INFINITY}), 1) if MASKED else 0.0"
+        printer.lines.append(f"{SEEN} = tl.maximum({last}, {marks})")
         names.append(SEEN)
     weights = [writer.weight(a.term, a.name) for a in step.accumulators]
     factors = [None if a.shift is None else writer.factor(a.shift) for a in step.accumulators]
@@ -214,9 +215,9 @@ class _Step:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """What the end of a pass knows: its statistics and accumulators by place, what is read by row, and the mark of
+    """What the end of a pass knows: its statistics and accumulators by place, and what is read by row.
 
-    rows that have seen a key: a node to compare with ``LOWEST``, or the place of the state ``seen``.
+    ``seen`` is the condition that a row has seen a key; ``None`` where the results are right without it.
     """
 
     statistics: tuple[str, ...]
@@ -234,14 +235,6 @@ def _finish_printer(functions: Functions, finish: Finish) -> Printer:
     return printer
 
 
-def seen_text(printer: Printer, seen: Node) -> str:
-    """The condition that a row has seen a key."""
-    at_start = "0.0" if isinstance(seen, State) and seen.name == SEEN else "lib.LOWEST"
-    if isinstance(seen, Read) and seen.input.name.endswith(f".{SEEN}"):
-        at_start = "0.0"
-    return f"{printer.scalar(seen).text} > {at_start}"
-
-
 def add_finish(functions: Functions, finish: Finish, output: Node | None, hi: int) -> None:
     """Write ``FINISH``: the output at a lane, or (``output`` is ``None``) the accumulators as they are."""
     arguments = "sums, state, rows, b, h, g, row, i, lane, env"
@@ -256,7 +249,7 @@ def add_finish(functions: Functions, finish: Finish, output: Node | None, hi: in
     printer.expect(output)
     result = printer.vector(output, Lane(Text("lane"), 0, hi)).text
     if finish.seen is not None:
-        result = f"tl.where({seen_text(printer, finish.seen)}, {result}, 0.0)"
+        result = f"tl.where({printer.scalar(finish.seen).text}, {result}, 0.0)"
     functions.add("FINISH", arguments, printer, f"({result},)", "The output at lanes `lane`.")
 
 
@@ -268,7 +261,7 @@ def add_finish_rows(functions: Functions, finish: Finish, kept: Sequence[str], l
         printer.expect(lse)
         value = printer.scalar(lse).text
         if finish.seen is not None:
-            value = f"tl.where({seen_text(printer, finish.seen)}, {value}, {MINUS_INFINITY})"
+            value = f"tl.where({printer.scalar(finish.seen).text}, {value}, {MINUS_INFINITY})"
         texts.append(value)
     functions.add(
         "FINISH_ROWS", "state, rows, b, h, g, row, i, env", printer, tuple_of(texts), "Numbers to write, one a row."
@@ -285,6 +278,6 @@ def add_value(functions: Functions, expression: Node, seen: Node | None, hi: int
     else:
         result = f"lib.over_lanes({printer.scalar(expression).text}, row, row)"
     if seen is not None:
-        result = f"tl.where({seen_text(printer, seen)}, {result}, 0.0)"
+        result = f"tl.where({printer.scalar(seen).text}, {result}, 0.0)"
     functions.add("VALUE", "b, h, g, row, i, j, lane, lanes, env", printer, result, "The result for a tile of tokens.")
     return tuple(printer.lanes)

@@ -11,7 +11,7 @@ from attnc.ir.nodes import BranchOutput, Cumsum, Dot, Literal, MatVec, Node, Rea
 from attnc.ir.traverse import postorder
 from attnc.plan import Plan
 
-WIDEST = 256
+WIDEST = 576
 _MATRIX_WIDEST = 512
 
 

@@ -45,9 +45,16 @@ def log(x):
 
 
 @triton.jit
+def inverse(x):
+    """``1 / x`` of a positive number: two instructions where a division is nine."""
+    root = tl.rsqrt(x)
+    return root * root
+
+
+@triton.jit
 def sigmoid(x):
-    """``1 / (1 + exp(-x))``: the exponential may overflow, the quotient is then 0."""
-    return 1.0 / (1.0 + tl.exp2(x * -LOG2E))
+    """``1 / (1 + exp(-x))``: the exponential may overflow, the inverse is then 0."""
+    return inverse(1.0 + tl.exp2(x * -LOG2E))
 
 
 @triton.jit
@@ -56,7 +63,7 @@ def tanh(x):
     size = tl.abs(x)
     square = x * x
     e = tl.exp2(size * (-2.0 * LOG2E))
-    far = (1.0 - e) / (1.0 + e)
+    far = (1.0 - e) * inverse(1.0 + e)
     series = -0.0218694885 + square * 0.0088632355
     near = size + size * square * (-0.3333333333 + square * (0.1333333333 + square * (-0.0539682540 - square * series)))
     magnitude = tl.where(size < 0.25, near, far)
