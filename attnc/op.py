@@ -57,8 +57,8 @@ class Op:
             q: ``[B, H, M, D]``.
             k: ``[B, G, N, D]``.
             v: ``[B, G, N, E]``.
-            return_lse: also return the log-sum-exp of each row, ``[B, H, M]`` in float32 or wider (minus infinity where a
-                row sees no key). Only where the weight has one softmax denominator.
+            return_lse: also return the log-sum-exp of each row, ``[B, H, M]`` in float32 or wider (minus infinity where
+                a row sees no key). Only where the weight has one softmax denominator.
             arguments: what the spec declares: inputs (tensors), parameters (numbers), extents of the space (ints; one
                 may be left out, and then follows from N).
 

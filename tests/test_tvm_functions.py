@@ -19,7 +19,23 @@ from attnc.backends.tvm.machine import machine_of
 from attnc.templates.tvm.lanes import constant
 
 Array = np.ndarray[Any, np.dtype[Any]]
-EXTREMES = [0.0, -0.0, math.inf, -math.inf, math.nan, 1e-45, -1e-45, 1e-38, -1e-38, 3e38, -3e38, 1.0, -1.0, 88.7, -103.9]
+EXTREMES = [
+    0.0,
+    -0.0,
+    math.inf,
+    -math.inf,
+    math.nan,
+    1e-45,
+    -1e-45,
+    1e-38,
+    -1e-38,
+    3e38,
+    -3e38,
+    1.0,
+    -1.0,
+    88.7,
+    -103.9,
+]
 
 
 @cache
@@ -128,4 +144,5 @@ def test_accuracy_in_float64(name: str, seed: int) -> None:
     low, high, _ = RANGES[name]
     x = np.random.default_rng(seed).uniform(low, high, 4000)
     wanted = exact(name, x)
-    np.testing.assert_allclose(compiled(name, "float64")(x)[: len(x)], wanted.astype(np.float64), rtol=4e-15, atol=1e-300)
+    found = compiled(name, "float64")(x)[: len(x)]
+    np.testing.assert_allclose(found, wanted.astype(np.float64), rtol=4e-15, atol=1e-300)

@@ -16,7 +16,8 @@ pytest.importorskip("tvm")
 from tvm_cases import CPU, build, call
 
 from attnc.backends.protocol import Target, Workload
-from attnc.backends.tvm import TvmBackend, compile as compile_module
+from attnc.backends.tvm import TvmBackend
+from attnc.backends.tvm import compile as compile_module
 from attnc.backends.tvm.link import link
 
 SPEC = "input slope: real[H] mask causal query rope(q, i) score dot(q, k) * scale + slope[h] * (j - i)"

@@ -71,7 +71,9 @@ def test_rows_that_see_nothing(seed: int) -> None:
 
 def test_strides(seed: int) -> None:
     """Any strides of q, k, v, inputs and output, also those of expanded and transposed tensors."""
-    spec = "input bias: real[B, H, M, N] input z: real[H] mask causal score dot(q, k) * scale + bias[b, h, row, j] + z[h]"
+    spec = (
+        "input bias: real[B, H, M, N] input z: real[H] mask causal score dot(q, k) * scale + bias[b, h, row, j] + z[h]"
+    )
     base = call(spec, seed, M=33, N=45, B=2, H=2, G=2)
     expected, _ = base.expected()
     bias, z = base.inputs

@@ -147,9 +147,7 @@ class _Streaming:
         sums = frozenset(node for node in inside if node.op == "sum")
         return Shift(found.expression, found.final | sums)
 
-    def _wanted(
-        self, waiting: Iterable[Reduce], ready: frozenset[Reduce], shifts: dict[Reduce, Shift]
-    ) -> list[Reduce]:
+    def _wanted(self, waiting: Iterable[Reduce], ready: frozenset[Reduce], shifts: dict[Reduce, Shift]) -> list[Reduce]:
         """What the waiting primitives need and can be had now, and maxima that cost no further dot product."""
         needed = {node for primitive in waiting for node in shifts[primitive].final}
         wanted = [p for p in shifts if p in needed and p in ready]

@@ -1,7 +1,8 @@
 """How a call's tensors and numbers reach a kernel: as two arrays, one of integers and one of reals.
 
-The integers are the bytes of scratch memory a thread needs, ``B H G M N``, the extents, and of each tensor its address and strides in elements; the reals are
-the parameters. One layout serves the code that packs (:meth:`Layout.pack`) and the code that unpacks.
+The integers are the bytes of scratch memory a thread needs, ``B H G M N``, the extents, and of each tensor its address
+and strides in elements; the reals are the parameters. One layout serves the code that packs (:meth:`Layout.pack`) and
+the code that unpacks.
 """
 
 from __future__ import annotations

@@ -102,8 +102,14 @@ class Emitter:
     """What all scopes of a kernel share: arguments, and the type of the arithmetic."""
 
     def __init__(
-        self, layout: Layout, tensors: Mapping[str, Tensor], integers: Memory, reals: Memory, parameters: Sequence[str],
-        type: str, lanes: int,
+        self,
+        layout: Layout,
+        tensors: Mapping[str, Tensor],
+        integers: Memory,
+        reals: Memory,
+        parameters: Sequence[str],
+        type: str,
+        lanes: int,
     ) -> None:
         self.type = type
         self.lanes = lanes
@@ -135,7 +141,12 @@ class Scope:
     """Values of nodes at one place. ``vectors`` holds where vectors lie that are not read from a tensor."""
 
     def __init__(
-        self, emitter: Emitter, scratch: Scratch, outer: Sequence[Scope], values: dict[Node, Value], vectors: dict[Node, Vector]
+        self,
+        emitter: Emitter,
+        scratch: Scratch,
+        outer: Sequence[Scope],
+        values: dict[Node, Value],
+        vectors: dict[Node, Vector],
     ) -> None:
         self.emitter = emitter
         self._scratch = scratch
@@ -143,7 +154,9 @@ class Scope:
         self._values = values
         self._vectors = vectors
 
-    def inner(self, values: Mapping[Node, Value], *others: Scope, vectors: Mapping[Node, Vector] | None = None) -> Scope:
+    def inner(
+        self, values: Mapping[Node, Value], *others: Scope, vectors: Mapping[Node, Vector] | None = None
+    ) -> Scope:
         """A scope inside this one (and ``others``) where some nodes have values."""
         return Scope(self.emitter, self._scratch, (self, *others), dict(values), dict(vectors or {}))
 
@@ -187,9 +200,7 @@ class Scope:
             if self.find(node) is not None:
                 stack.pop()
                 continue
-            missing = [
-                child for child in self._scalar_children(node) if self.find(child) is None
-            ]
+            missing = [child for child in self._scalar_children(node) if self.find(child) is None]
             if missing:
                 stack.extend(missing)
                 continue
@@ -268,9 +279,7 @@ class Scope:
             memo[key] = self._compute_element(node, start, lanes, memo).keep()
         return memo[key]
 
-    def _compute_element(
-        self, node: Node, start: int, lanes: int, memo: dict[tuple[Node, int, int], Value]
-    ) -> Value:
+    def _compute_element(self, node: Node, start: int, lanes: int, memo: dict[tuple[Node, int, int], Value]) -> Value:
         if not node.is_vector:
             return self.value(node)
         if (held := self.vector(node)) is not None:

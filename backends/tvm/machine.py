@@ -41,7 +41,8 @@ def describe() -> str:
     import hashlib
 
     digest = hashlib.sha256(" ".join(flags()).encode()).hexdigest()[:12]
-    return f"{platform.machine()} {'avx512' if 'avx512f' in flags() else 'avx2' if 'avx2' in flags() else 'base'} {digest}"
+    vectors = "avx512" if "avx512f" in flags() else "avx2" if "avx2" in flags() else "base"
+    return f"{platform.machine()} {vectors} {digest}"
 
 
 @functools.cache

@@ -17,7 +17,9 @@ def problems_of(plan: Plan) -> list[Unsupported]:
         for accumulator in step.accumulators:
             terms.append(accumulator.term)
             if "i" in accumulator.value.axes:
-                found.append(Unsupported("values that vary with the query are not supported on CPUs", accumulator.value))
+                found.append(
+                    Unsupported("values that vary with the query are not supported on CPUs", accumulator.value)
+                )
     roots = [*terms, plan.output, *(token.expression for token in plan.tokens)]
     for node in postorder(*roots, *(a.value for step in plan.passes for a in step.accumulators)):
         match node:

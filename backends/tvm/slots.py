@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TypeGuard
 
 from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO, Visibility
 from attnc.backends.tvm.emit import Emitter, Scope, Vector, always_inside, width_of
@@ -40,7 +41,7 @@ def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
     totals = [s for s in step.statistics if s.op == "sum"]
     terms = [mask, *(s.term for s in step.statistics), *(a.term for a in step.accumulators)]
     dots = tuple(node for node in postorder(*terms) if is_product(node))
-    shifts = tuple(dict.fromkeys(s.shift for s in (*totals, *step.accumulators) if s.shift is not None))
+    shifts = tuple(dict.fromkeys(part.shift for part in step.parts if part.shift is not None))
     kept = {s.term for s in maxima}
     later = [mask, *(s.term for s in totals), *(a.term for a in step.accumulators)]
     alive = {node for node in postorder(*later, stop=kept) if is_product(node)} - kept
@@ -60,8 +61,13 @@ def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
         maxima=tuple((s.name, places[s.term]) for s in maxima),
         totals=tuple((s.name, None if s.shift is None else number[s.shift]) for s in totals),
         sums=tuple(
-            Sum(a.name, width_of(a.value.width), None if a.shift is None else number[a.shift], k,
-                convert or not in_place(a.value))
+            Sum(
+                a.name,
+                width_of(a.value.width),
+                None if a.shift is None else number[a.shift],
+                k,
+                convert or not in_place(a.value),
+            )
             for k, a in enumerate(step.accumulators)
         ),
         shifts=len(shifts),
@@ -78,7 +84,7 @@ def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
     )
 
 
-def is_product(node: Node) -> bool:
+def is_product(node: Node) -> TypeGuard[Dot]:
     """Whether a node is a dot product of a query and a key."""
     return isinstance(node, Dot) and {"i", "j"} <= node.axes
 
@@ -89,10 +95,14 @@ def in_place(vector: Node) -> bool:
         vector = vector.x
     if isinstance(vector, Token):
         return True
-    return isinstance(vector, Read) and all(
-        at is None or (at in (_B, _H, _G, _J) and always_inside(at, dim))
-        for at, dim in zip(vector.indices, vector.input.dims, strict=True)
-    ) and vector.indices[-1] is None
+    return (
+        isinstance(vector, Read)
+        and all(
+            at is None or (at in (_B, _H, _G, _J) and always_inside(at, dim))
+            for at, dim in zip(vector.indices, vector.input.dims, strict=True)
+        )
+        and vector.indices[-1] is None
+    )
 
 
 class PlanSlots:
@@ -128,7 +138,8 @@ class PlanSlots:
                 inside = ((at >= 0) & (at < self.emitter.sizes["N"])).keep()
                 at = select(inside, at, 0)
             offset = tensor.offset(scope.value(_B), scope.value(head), at)
-            x = tensor.load(offset + (start.to("int64") if isinstance(start, Value) else start), self.emitter.type, lanes)
+            first = start.to("int64") if isinstance(start, Value) else start
+            x = tensor.load(offset + first, self.emitter.type, lanes)
             return x if inside is None else select(inside, x, constant(0.0, x.type))
 
         return read
@@ -137,7 +148,8 @@ class PlanSlots:
         outer = self.emitter.scope(scratch, {_B: b, _H: h})
         g = outer.value(self.plan.program.group)
         scope = outer.inner({_G: g})
-        roots = [self.plan.mask, self.plan.output, *(x for s in self.stages for x in (*s.maxima, *s.totals, *s.weights))]
+        terms = (x for s in self.stages for x in (*s.maxima, *s.totals, *s.weights))
+        roots = [self.plan.mask, self.plan.output, *terms]
         scope.prepare([root for root in roots if not root.is_vector], _TASK)
         return _Task(self, scope)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from attnc.backends.tvm.emit import Emitter, width_of
 from attnc.backends.tvm.slots import PlanSlots
 from attnc.ir import build
+from attnc.ir.nodes import Node
 from attnc.plan import Plan, TokenMap
 from attnc.templates.tvm.lanes import Value
 from attnc.templates.tvm.products import dealt, pieces
@@ -25,7 +26,7 @@ def map_tokens(token: TokenMap, plan: Plan, slots: PlanSlots, emitter: Emitter, 
         row = (number // count).keep()
         head = (row % heads).keep()
         b = (row // heads).keep()
-        values = {_B: b, _H if token.per == "H" else _G: head}
+        values: dict[Node, Value] = {_B: b, _H if token.per == "H" else _G: head}
         if token.side == "query":
             values |= {_ROW: at, _I: (at + (sizes["N"] - sizes["M"])).keep()}
         else:
@@ -38,6 +39,7 @@ def map_tokens(token: TokenMap, plan: Plan, slots: PlanSlots, emitter: Emitter, 
         place = tensor.offset(b, head, at).keep()
         if not token.expression.is_vector:
             tensor.store(place, scope.value(token.expression))
-        for start, lanes in pieces(width_of(token.expression.width) if token.expression.is_vector else 0, emitter.lanes):
+        width = width_of(token.expression.width) if token.expression.is_vector else 0
+        for start, lanes in pieces(width, emitter.lanes):
             tensor.store(place + start, scope.element(token.expression, start, lanes).spread(lanes))
     return scratch.most

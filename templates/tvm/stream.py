@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from tvm.tirx.script.builder import ir as T
 
@@ -90,7 +90,7 @@ class RowSlots(Protocol):
 
     def shifts(self) -> Sequence[Value]: ...
 
-    def pair(self, key: object, planes: Sequence[Value], *, kept: bool) -> PairSlots:
+    def pair(self, key: Any, planes: Sequence[Value], *, kept: bool) -> PairSlots:
         """``planes`` hold the products or, if ``kept``, the terms of the maxima where those were put."""
         ...
 
@@ -114,11 +114,13 @@ class TaskSlots(Protocol):
 
     def full(self, i_lo: Value, i_hi: Value, j_lo: Value, j_hi: Value) -> Value | None: ...
 
-    def at_key(self, walk: int, j: Value) -> object: ...
+    def at_key(self, walk: int, j: Value) -> Any: ...
 
     def rows(self, walk: int, row: Value, state: dict[str, Value]) -> RowSlots: ...
 
-    def finish(self, row: Value, state: dict[str, Value], sums: dict[str, Callable[[Value | int, int], Value]]) -> None: ...
+    def finish(
+        self, row: Value, state: dict[str, Value], sums: dict[str, Callable[[Value | int, int], Value]]
+    ) -> None: ...
 
     def nothing(self, row: Value) -> None: ...
 
@@ -126,9 +128,11 @@ class TaskSlots(Protocol):
 class Slots(Protocol):
     """A spec. ``masked`` is false where every pair is visible; ``by_data`` asks for tiles to be looked at first."""
 
-    walks: Sequence[Walk]
     masked: bool
     by_data: bool
+
+    @property
+    def walks(self) -> Sequence[Walk]: ...
 
     def task(self, b: Value, h: Value, scratch: Scratch) -> TaskSlots: ...
 
@@ -171,8 +175,16 @@ class _Tile:
     """The code for one tile of rows, ``vectors`` row vectors at a time; ``few`` rows have products of their own."""
 
     def __init__(
-        self, shape: Shape, slots: Slots, task: TaskSlots, sizes: Sizes, scratch: Scratch, row: Value,
-        count: Value, vectors: int, few: bool,
+        self,
+        shape: Shape,
+        slots: Slots,
+        task: TaskSlots,
+        sizes: Sizes,
+        scratch: Scratch,
+        row: Value,
+        count: Value,
+        vectors: int,
+        few: bool,
     ) -> None:
         self.few = few
         self.shape, self.slots, self.task, self.sizes = shape, slots, task, sizes
@@ -243,7 +255,7 @@ class _Tile:
     @property
     def _rows(self) -> int:
         """Rows that the queries and the sums of a tile have room for; a multiple of the lanes."""
-        return self.shape.lanes if self.few else self.shape.rows
+        return -(-ROWS // self.shape.lanes) * self.shape.lanes if self.few else self.shape.rows
 
     def _column(self, name: str, r: Value) -> Callable[[Value | int, int], Value]:
         """Reads the elements of one row's sum."""
