@@ -24,7 +24,7 @@ from attnc.analyse.shift import find_shift
 from attnc.ir.build import dot, index, read, reduce_keys, size, state
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Node, Param, Read, Slice, State, Token
 from attnc.ir.traverse import postorder, substitute
-from attnc.plan import Accumulator, Pass, Plan, TokenMap
+from attnc.plan import Pass, Plan, Statistic, TokenMap
 
 Dims: TypeAlias = tuple[Node, ...]
 
@@ -124,7 +124,8 @@ class _Derivation:
         return seeds
 
     def _scatter(self, leaf: Read, cotangent: Node) -> None:
-        dims, indices = [size("B"), size("H")], []
+        dims: list[Node] = [size("B"), size("H")]
+        indices: list[Node] = []
         for dim, at in zip(leaf.input.dims, leaf.indices, strict=True):
             if at is not None and at not in HEADS:
                 dims.append(dim)
@@ -198,13 +199,14 @@ def _constant_shifts(plan: Plan) -> frozenset[Node]:
     shifts: dict[str, Node] = {}
     for step in plan.passes:
         for entry in step.parts:
-            vector = isinstance(entry, Accumulator)
-            own = state(entry.name, entry.value.width if vector else None)
-            if not vector:
+            if isinstance(entry, Statistic):
+                own = state(entry.name)
                 known[own] = sign_of(reduce_keys(entry.op, entry.term), known)
-            if not vector and entry.op == "max":
-                maxima.add(own)
-            elif (shift := find_shift(entry.term, frozenset(maxima), known).expression) is not None:
+                if entry.op == "max":
+                    maxima.add(own)
+                    continue
+            shift = find_shift(entry.term, frozenset(maxima), known).expression
+            if shift is not None:
                 shifts[entry.name] = shift
     return frozenset(shift for shift in shifts.values() if is_invariant(plan.output, shift, shifts))
 
