@@ -6,6 +6,7 @@ q, k or v (rope, norms with a gain, projections), and whatever scalar of one sid
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Literal as OneOf
 
@@ -16,19 +17,24 @@ from attnc.ir.traverse import contains, postorder, rewrite, substitute
 from attnc.plan import Accumulator, Pass, Plan, Statistic, TokenMap
 
 
-def pull_scalars(root: Node) -> Node:
-    """``dot(x * c, y)`` as ``dot(x, y) * c``, where ``x`` is then the raw row of a token or a part of it.
+def is_plain(node: Node) -> bool:
+    """Whether ``node`` is the raw row of a token or a part of it, which kernels load as it is."""
+    return isinstance(node, Token) or (isinstance(node, Slice) and isinstance(node.x, Token))
+
+
+def pull_scalars(root: Node, plain: Callable[[Node], bool] = is_plain) -> Node:
+    """``dot(x * c, y)`` as ``dot(x, y) * c``, where ``x`` is then ``plain``: the raw row of a token or a part of it.
 
     So norms without a gain and temperatures cost one number a token, not a vector.
     """
-    return rewrite(root, lambda node: _pulled(node) if isinstance(node, Dot) else node)
+    return rewrite(root, lambda node: _pulled(node, plain) if isinstance(node, Dot) else node)
 
 
 def hoist(plan: Plan) -> Plan:
     """The plan with its token-only work in token maps, and query before key in every dot product."""
     program = plan.program
     declared = {source.name for source in program.inputs} | {parameter.name for parameter in program.parameters}
-    hoister = _Hoister(declared | set(program.extents))
+    hoister = Hoister(declared | set(program.extents))
     passes = tuple(
         Pass(
             tuple(
@@ -51,15 +57,10 @@ def hoist(plan: Plan) -> Plan:
     )
 
 
-def is_plain(node: Node) -> bool:
-    """Whether ``node`` is the raw row of a token or a part of it, which kernels load as it is."""
-    return isinstance(node, Token) or (isinstance(node, Slice) and isinstance(node.x, Token))
-
-
-def _pulled(node: Dot) -> Node:
+def _pulled(node: Dot, plain: Callable[[Node], bool]) -> Node:
     (a, above_a, below_a), (b, above_b, below_b) = _peel(node.a), _peel(node.b)
-    a, above_a, below_a = (a, above_a, below_a) if is_plain(a) else (node.a, [], [])
-    b, above_b, below_b = (b, above_b, below_b) if is_plain(b) else (node.b, [], [])
+    a, above_a, below_a = (a, above_a, below_a) if plain(a) else (node.a, [], [])
+    b, above_b, below_b = (b, above_b, below_b) if plain(b) else (node.b, [], [])
     result = dot(a, b)
     for factor in above_a + above_b:
         result = times(result, factor)
@@ -88,8 +89,11 @@ def _peel(x: Node) -> tuple[Node, list[Node], list[Node]]:
 
 
 @dataclass(slots=True)
-class _Hoister:
+class Hoister:
+    """Token maps in the making. ``taken`` are names they must not have; ``plain`` vectors are read where they lie."""
+
     taken: set[str]
+    plain: Callable[[Node], bool] = is_plain
     maps: dict[Node, TokenMap] = field(default_factory=dict)
 
     def hoist_shift(self, row: Node | None) -> Node | None:
@@ -114,7 +118,7 @@ class _Hoister:
             if node in seen or not vectorial[node]:
                 continue
             seen.add(node)
-            if not stateful[node] and not {"i", "j"} <= node.axes and _deserves_map(node, epilogue):
+            if not stateful[node] and not {"i", "j"} <= node.axes and self._deserves_map(node, epilogue):
                 found[node] = self._read(node)
             else:
                 stack.extend(reversed(node.children))
@@ -139,15 +143,14 @@ class _Hoister:
         width = () if node.width is None else (node.width,)
         return TokenMap(Input(f"{stem}{number}", Kind.REAL, (*dims, *width)), side, per, node)
 
-
-def _deserves_map(node: Node, epilogue: bool) -> bool:
-    if node.kind is not Kind.REAL or (isinstance(node, Read) and node.indices.count(None) == 2):
-        return False
-    if not node.is_vector:
-        return True
-    if not epilogue:
-        return not is_plain(node)
-    return contains(node, lambda part: part.is_vector and not isinstance(part, Read | Apply))
+    def _deserves_map(self, node: Node, epilogue: bool) -> bool:
+        if node.kind is not Kind.REAL or (isinstance(node, Read) and node.indices.count(None) == 2):
+            return False
+        if not node.is_vector:
+            return True
+        if not epilogue:
+            return not self.plain(node)
+        return contains(node, lambda part: part.is_vector and not isinstance(part, Read | Apply))
 
 
 def _query_first(node: Node) -> Node:

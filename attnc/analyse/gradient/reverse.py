@@ -34,7 +34,8 @@ def reverse(seeds: Mapping[Node, Node], is_leaf: Callable[[Node], bool]) -> dict
     Raises:
         NotDifferentiable: a reduction over the keys, or something else without a rule, stands between.
     """
-    leaves = {node for node in postorder(*seeds) if is_leaf(node)}
+    found = [node for node in postorder(*seeds) if is_leaf(node)]
+    leaves = set(found)
     order = list(postorder(*seeds, stop=leaves))
     reaches = _reaches(order, leaves)
     cotangents: dict[Node, Node] = {}
@@ -50,7 +51,7 @@ def reverse(seeds: Mapping[Node, Node], is_leaf: Callable[[Node], bool]) -> dict
         if node in cotangents and node not in leaves:
             for child, cotangent in _pull(node, cotangents[node]):
                 add(child, cotangent)
-    return {leaf: cotangents[leaf] for leaf in leaves if leaf in cotangents}
+    return {leaf: cotangents[leaf] for leaf in found if leaf in cotangents}
 
 
 def _reaches(order: list[Node], leaves: set[Node]) -> set[Node]:
