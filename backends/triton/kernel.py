@@ -38,7 +38,9 @@ class InterpretedKernel:
         extents: Sequence[int],
         out: Tensor,
         lse: Tensor | None,
+        saved: Sequence[Tensor] = (),
     ) -> None:
+        assert not saved
         run(self.recipe, self.execute, self.lists, q, k, v, inputs, parameters, extents, out, lse)
 
     def save(self, folder: Path) -> Mapping[str, Any]:
@@ -74,7 +76,9 @@ class DeviceKernel:
         extents: Sequence[int],
         out: Tensor,
         lse: Tensor | None,
+        saved: Sequence[Tensor] = (),
     ) -> None:
+        assert not saved
         if not q.is_cuda:
             raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {q.device}")
 

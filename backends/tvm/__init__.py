@@ -25,7 +25,10 @@ class TvmBackend:
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run on a CPU yet."""
-        return problems_of(plan)
+        found = problems_of(plan)
+        if workload.saved:
+            found.append(Unsupported("CPU kernels do not write what a backward needs yet", plan.output))
+        return found
 
     def build(self, plan: Plan, workload: Workload, target: Target) -> CpuKernel:
         """Compile ``plan``; with the host's processor unless ``target.arch`` names one."""

@@ -46,10 +46,12 @@ class CpuKernel:
         extents: Sequence[int],
         out: Tensor,
         lse: Tensor | None,
+        saved: Sequence[Tensor] = (),
     ) -> None:
         """See :meth:`attnc.backends.protocol.Kernel.run`."""
         import torch
 
+        assert not saved
         if self._function is None:
             raise OSError(f"this kernel is for the processor {self._arch}")
 
