@@ -117,8 +117,10 @@ CASES = (
     Case("table", "const W = 9 input t: real[H, 2 * W - 1] mask window(W) "
          "score dot(q, k) * scale + t[h, j - i + W - 1]"),
     Case("temperature", "param t: real = 1.0 score dot(q, k) * scale * t", params=(2.5,), lse=True),
-    Case("functions", "score erf(dot(q, k) * scale) + tanh(dot(q, k) * 0.1) * sin(i - j) + abs(i - j) ** 0.3 "
-         "+ log(1 + j) * cos(i) + sqrt(1 + j) * rsqrt(2 + i) + floor(dot(q, k)) % 3 + dot(q, k) % 1.5", loose=40),
+    Case("error function and tangent", "score erf(dot(q, k) * scale) + tanh(dot(q, k) * 0.1)"),
+    Case("waves", "score dot(q, k) * scale * cos(dot(q, k)) + sin(i - j) + cos(i * 1000)"),
+    Case("powers and roots", "score dot(q, k) * scale + abs(i - j) ** 0.3 + log(1 + j) + sqrt(1 + j) * rsqrt(2 + i)"),
+    Case("remainders", "score dot(q, k) * scale + floor((i - j) * 0.3 + 0.05) % 3 + (0.03 - i * 0.7) % 1.5"),
     Case("multi-query", "mask causal", {"H": 3, "G": 1}),
     Case("own groups", "mask causal groups h % G", {"H": 4, "G": 2}),
     Case("one key", "mask causal", {"M": 1, "N": 1}, lse=True),

@@ -23,6 +23,8 @@ def real_functions(x_ptr, out_ptr, N: tl.constexpr):
     tl.store(out_ptr + 5 * N + at, lib.power_fixed(x, 5.0))
     tl.store(out_ptr + 6 * N + at, lib.power_fixed(x, -2.0))
     tl.store(out_ptr + 7 * N + at, lib.real_mod(x, -1.5))
+    tl.store(out_ptr + 8 * N + at, lib.sin(x))
+    tl.store(out_ptr + 9 * N + at, lib.cos(x * 131072.0))
 
 
 @triton.jit
@@ -48,7 +50,7 @@ def errors() -> dict[str, float]:
     """The largest error of each function: relative above 1, absolute below."""
     n = 4096
     x = torch.linspace(-8.0, 8.0, n)
-    out = torch.full((8, n), float("nan"))
+    out = torch.full((10, n), float("nan"))
     real_functions[(1,)](x, out, n)
     wide = x.double()
     exact = {
@@ -60,6 +62,8 @@ def errors() -> dict[str, float]:
         "fifth power": wide**5,
         "inverse square": wide**-2,
         "remainder": torch.remainder(wide, -1.5),
+        "sin": wide.sin(),
+        "cos far out": (wide * 131072).cos(),
     }
     found = {
         name: float(((out[row].double() - value).abs() / value.abs().clamp(min=1)).max())

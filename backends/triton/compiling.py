@@ -17,7 +17,7 @@ from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.vectors import split
 from attnc.plan import Plan
 
-_ATTEMPTS = 6
+_ATTEMPTS = 5
 
 
 class CompileError(RuntimeError):
@@ -53,14 +53,19 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
         CompileError: none fits.
     """
     least: Compiled | None = None
-    for attempt, config in enumerate(candidates(target, workload.dtype, _width(plan))):
-        if attempt >= _ATTEMPTS and least is not None:
+    tiles: set[tuple[int, int, int]] = set()
+    for config in candidates(target, workload.dtype, _width(plan)):
+        tile = (config.block_m, config.block_n, config.warps)
+        if tile in tiles:
+            continue
+        if len(tiles) >= _ATTEMPTS and least is not None:
             break
         compiled = _compile(plan, workload, target, config)
         if any(binary.shared > SHARED_MEMORY[target.arch] for binary in compiled.binaries):
             continue
         if not _spills(compiled):
             return compiled
+        tiles.add(tile)  # fewer stages take as many registers
         if least is None or _spills(compiled) < _spills(least):
             least = compiled
     if least is None:

@@ -66,8 +66,8 @@ FORMS: dict[str, Form] = {
     "tanh": _call("lib.tanh", 1),
     "sigmoid": _call("lib.sigmoid", 1),
     "erf": _call("tl.erf", 1),
-    "sin": _call("tl.sin", 1),
-    "cos": _call("tl.cos", 1),
+    "sin": _call("lib.sin", 1),
+    "cos": _call("lib.cos", 1),
 }
 
 REAL_FORMS: dict[str, Form] = {"mod": _call("lib.real_mod", 2)}

@@ -291,9 +291,9 @@ class Printer:
         pair = self.variable("pair", Text(f"tl.where({first}, {at}, {at} - {half})"))
         turn = Text(f"lib.rope_angle({position.text}, {pair.text}, {base.text}, {rotated})")
         angle = self.variable("angle", turn, node)
-        sine = self.variable("sine", Text(f"tl.where({first}, -tl.sin({angle.text}), tl.sin({angle.text}))"))
+        sine = self.variable("sine", Text(f"tl.where({first}, -lib.sin({angle.text}), lib.sin({angle.text}))"))
         x = x if x.text.isidentifier() else self.variable("x", x)
-        turned = f"{x.text} * tl.cos({angle.text}) + {y.within(PRODUCT)} * {sine.text}"
+        turned = f"{x.text} * lib.cos({angle.text}) + {y.within(PRODUCT)} * {sine.text}"
         return self.variable("turned", Text(f"tl.where({one}, {turned}, {x.text})" if lane.hi > rotated else turned))
 
     def _range(self, width: int) -> tuple[Lane, str | None]:

@@ -117,6 +117,32 @@ def over_pair(x, i, j):
 
 
 @triton.jit
+def turned(x, QUARTERS: tl.constexpr):
+    """``sin(x + QUARTERS * pi / 2)``. The reduction in float64 is exact enough for any position, and short code."""
+    quarters = x.to(tl.float64) * 0.6366197723675814
+    nearest = tl.floor(quarters + 0.5)
+    angle = ((quarters - nearest) * 1.5707963267948966).to(tl.float32)
+    which = (nearest - 4.0 * tl.floor(nearest * 0.25)).to(tl.int32) + QUARTERS
+    square = angle * angle
+    sine = square * (-0.1666666667 + square * (0.0083333333 + square * (-0.0001984127 + square * 0.0000027557)))
+    sine = angle + angle * sine
+    cosine = 0.0416666667 + square * (-0.0013888889 + square * (0.0000248016 - square * 0.0000002756))
+    cosine = 1.0 - 0.5 * square + square * square * cosine
+    size = tl.where((which & 1) == 0, sine, cosine)
+    return tl.where((which & 2) == 0, size, -size)
+
+
+@triton.jit
+def sin(x):
+    return turned(x, 0)
+
+
+@triton.jit
+def cos(x):
+    return turned(x, 1)
+
+
+@triton.jit
 def over_lanes(x, row, lane):
     """A vector that may be the same for all tokens, repeated over a tile of tokens."""
     return x + ((row + lane) * 0).to(tl.float32)
