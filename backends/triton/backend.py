@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnc.backends.protocol import Kernel, Target, Unsupported, Workload
 from attnc.plan import Plan
+
+if TYPE_CHECKING:
+    from attnc.backends.triton.compiling import Compiled
+    from attnc.backends.triton.kernel import DeviceKernel
 
 
 class TritonBackend:
@@ -50,10 +54,15 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 
 def _compiled(plan: Plan, workload: Workload, target: Target) -> Kernel:
     from attnc.backends.triton.compiling import compile_plan
+
+    return device_kernel(compile_plan(plan, workload, target), target)
+
+
+def device_kernel(made: Compiled, target: Target) -> DeviceKernel:
+    """What was compiled, ready to run."""
     from attnc.backends.triton.driver import Program
     from attnc.backends.triton.kernel import DeviceKernel, flattened
 
-    made = compile_plan(plan, workload, target)
     launches = made.lowered.recipe.launches
     ending = "ptx" if target.kind == "cuda" else "amdgcn"
     texts = {"slots.py": made.source}

@@ -60,7 +60,7 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
             continue
         if len(tiles) >= _ATTEMPTS and least is not None:
             break
-        compiled = _compile(plan, workload, target, config)
+        compiled = compile_with(plan, workload, target, config)
         if any(binary.shared > SHARED_MEMORY[target.arch] for binary in compiled.binaries):
             continue
         if not _spills(compiled):
@@ -73,7 +73,8 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     return least
 
 
-def _compile(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:
+def compile_with(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:
+    """Compile a plan with one configuration, whether it fits or not."""
     lowered = lower_plan_to_recipe(plan, workload, config, precision(target))
     source = write_source(plan.program.name, lowered.functions)
     module = import_source(plan.program.name, source)
