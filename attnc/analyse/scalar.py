@@ -85,7 +85,7 @@ def _value(node: Node, known: Mapping[Node, Any], env: Environment) -> Any:
                 raise KeyError(f"no value for `{node.name}`")
             return env[node.name]
         case Read():
-            return _read(torch.as_tensor(env[node.input.name]).detach().cpu(), [known[at] for at in node.children])
+            return _read(torch.as_tensor(env[node.input.name]).detach(), [known[at] for at in node.children])
         case Apply():
             return _RUN[node.op](*(known[arg] for arg in node.args))
     raise ValueError(f"not a scalar of positions and data: {type(node).__name__}")
@@ -93,11 +93,12 @@ def _value(node: Node, known: Mapping[Node, Any], env: Environment) -> Any:
 
 def _read(data: torch.Tensor, indices: list[Any]) -> Any:
     positions = [torch.as_tensor(at) for at in indices]
-    inside = torch.tensor(True)
+    data = data.to(next((at.device for at in positions if at.ndim), torch.device("cpu")))
+    inside = torch.tensor(True, device=data.device)
     for at, extent in zip(positions, data.shape, strict=True):
         inside = inside & (at >= 0) & (at < extent)
     clamped = [at.clamp(0, max(extent - 1, 0)) for at, extent in zip(positions, data.shape, strict=True)]
     if data.numel() == 0:
         return data.new_zeros(inside.shape)
-    found = torch.where(inside, data[tuple(clamped)], torch.zeros((), dtype=data.dtype))
+    found = torch.where(inside, data[tuple(clamped)], data.new_zeros(()))
     return found if found.ndim else found.item()

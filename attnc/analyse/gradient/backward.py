@@ -71,7 +71,7 @@ class Backward:
     Attributes:
         plan: what it is the backward of; its program declares the inputs, its mask says which pairs are visible.
         saved: the names of the final states that the forward keeps.
-        reads: what the steps read besides q, k, v and the inputs of the program: ``d_out``, ``out`` and
+        reads: what the steps read besides q, k, v and the inputs of the program: ``d_out``, ``d_lse``, ``out`` and
             ``saved_<state>``, as far as they are used.
         steps: in order; each may read the results of those before it.
         contributions: what the gradients are made of. What has none has a gradient of zero.

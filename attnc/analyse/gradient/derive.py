@@ -15,7 +15,7 @@ from typing import Literal as OneOf
 from typing import TypeAlias
 
 from attnc.analyse.algebra import Sign, sign_of
-from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Step, Sum, Walk, map_step, read_by
+from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Step, Sum, Walk, map_step, read_by, results_of
 from attnc.analyse.gradient.invariance import is_invariant
 from attnc.analyse.gradient.reverse import NotDifferentiable, reverse
 from attnc.analyse.gradient.rules import neg, over, plus, times
@@ -23,6 +23,7 @@ from attnc.analyse.hoist import is_plain, pull_scalars
 from attnc.analyse.shift import find_shift
 from attnc.ir.build import dot, index, read, reduce_keys, size, state
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Node, Param, Read, Slice, State, Token
+from attnc.ir.printer import expression
 from attnc.ir.traverse import postorder, substitute
 from attnc.plan import Pass, Plan, Statistic, TokenMap
 
@@ -33,21 +34,23 @@ KEY = (size("B"), size("H"), size("N"))
 AT_ROW = (index("b"), index("h"), index("row"))
 AT_KEY = (index("b"), index("h"), index("j"))
 HEADS = frozenset(index(name) for name in "bhg")
+D_LSE = Input("d_lse", Kind.REAL, ROW)
 
 
-def derive(plan: Plan) -> Backward:
-    """The backward of a plan whose token work is not hoisted yet.
+def derive(plan: Plan, lse: bool = False) -> Backward:
+    """The backward of a plan whose token work is not hoisted yet; with ``lse`` also from a cotangent ``d_lse``.
 
     Raises:
         NotDifferentiable: the result depends on a row maximum otherwise than as a shift it is invariant to, or a
             value is a function of the pair. ``node`` is what stands in the way.
     """
-    return _Derivation(plan, _constant_shifts(plan)).run()
+    return _Derivation(plan, lse, _constant_shifts(plan, lse)).run()
 
 
 @dataclass(slots=True)
 class _Derivation:
     plan: Plan
+    lse: bool
     constants: frozenset[Node]
     rows: dict[Node, Node] = field(default_factory=dict)
     """Cotangents of states, tokens, reads and parameters that row expressions depend on, over ``b h i``."""
@@ -59,7 +62,11 @@ class _Derivation:
 
     def run(self) -> Backward:
         output = self.plan.output
-        self._pull_rows({output: _at(Input("d_out", Kind.REAL, _dims(ROW, output.width)), AT_ROW)})
+        seeds: dict[Node, Node] = {output: _at(Input("d_out", Kind.REAL, _dims(ROW, output.width)), AT_ROW)}
+        if self.lse:
+            assert self.plan.lse is not None
+            seeds[self.plan.lse] = _at(D_LSE, AT_ROW)
+        self._pull_rows(seeds)
         for step in reversed(self.plan.passes):
             self._pull_pass(step)
         self._finish("query", self.rows)
@@ -166,8 +173,12 @@ class _Derivation:
 
         steps = tuple(map_step(step, reading) for step in self.steps)
         used = {name for step in steps for name in read_by(step)}
-        reads = tuple(source for source in (d_out, out, *states.values()) if source.name in used)
-        constants = tuple(self.constants)
+        reads = tuple(source for source in (d_out, D_LSE, out, *states.values()) if source.name in used)
+        constants = tuple(sorted(self.constants, key=expression))
+        taken = {source.name for source in (*reads, *(r for step in steps for r in results_of(step)))}
+        for source in self.plan.program.inputs:
+            if source.name in taken:
+                raise NotDifferentiable(f"the backward uses the name `{source.name}` itself", self.plan.output)
         return Backward(self.plan, tuple(states), reads, steps, tuple(self.contributions), constants)
 
 
@@ -192,8 +203,8 @@ class _Walking:
         _add(self.seeds, leaf, _at(result, at))
 
 
-def _constant_shifts(plan: Plan) -> frozenset[Node]:
-    """The shifts that the output is invariant to, whether their maxima run in the pass that uses them or before."""
+def _constant_shifts(plan: Plan, lse: bool) -> frozenset[Node]:
+    """The shifts that the output (and the log-sum-exp) is invariant to, whether their maxima run in the pass that uses them or before."""
     maxima: set[Node] = set()
     known: dict[Node, Sign] = {}
     shifts: dict[str, Node] = {}
@@ -208,7 +219,8 @@ def _constant_shifts(plan: Plan) -> frozenset[Node]:
             shift = find_shift(entry.term, frozenset(maxima), known).expression
             if shift is not None:
                 shifts[entry.name] = shift
-    return frozenset(shift for shift in shifts.values() if is_invariant(plan.output, shift, shifts))
+    roots = [plan.output, *([plan.lse] if lse and plan.lse is not None else [])]
+    return frozenset(c for c in shifts.values() if all(is_invariant(root, c, shifts) for root in roots))
 
 
 def _through_maximum(node: Node) -> NotDifferentiable:

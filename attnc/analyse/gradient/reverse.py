@@ -29,7 +29,7 @@ def reverse(seeds: Mapping[Node, Node], is_leaf: Callable[[Node], bool]) -> dict
     Returns:
         For every real leaf that a root depends on, the sum of what reaches it: a scalar for a scalar; for a vector a
         vector, or a scalar where all its elements are equal. Leaves with a zero derivative almost everywhere are
-        absent.
+        absent. In an order that depends on the expressions alone.
 
     Raises:
         NotDifferentiable: a reduction over the keys, or something else without a rule, stands between.
