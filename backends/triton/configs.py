@@ -49,21 +49,20 @@ _32BIT: dict[str, tuple[tuple[int, Config], ...]] = {
 
 
 def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:
-    """Configurations to try in order; each asks for less shared memory or registers than the one before."""
+    """Configurations to try in order: a tile with all its stages and then fewer, which take less shared memory; then
+    a smaller tile, which takes fewer registers too."""
     table = (_32BIT if dtype == "f32" else _16BIT)[target.arch]
     config = next((config for widest, config in table if width <= widest), table[-1][1])
     if width > table[-1][0]:
         config = replace(config, block_m=max(16, config.block_m // 2), block_n=max(16, config.block_n // 2))
-    yield config
     while True:
-        if config.stages > 1:
-            config = replace(config, stages=config.stages - 1)
-        elif config.block_n > 16 and config.block_n * 2 >= config.block_m:
-            config = replace(config, block_n=config.block_n // 2)
-        elif config.block_m > 16:
+        for stages in range(config.stages, 0, -1):
+            yield replace(config, stages=stages)
+        if config.block_m > max(16, config.block_n):
             config = replace(config, block_m=config.block_m // 2)
+        elif config.block_n > 16:
+            config = replace(config, block_n=config.block_n // 2)
         elif config.warps < 8:
             config = replace(config, warps=config.warps * 2)
         else:
             return
-        yield config
