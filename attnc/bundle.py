@@ -15,7 +15,7 @@ import json
 import platform
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -164,6 +164,10 @@ class Bundle:
             return backend.load(self._where / "kernels" / entry["name"], entry["kernel"])
         except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
             raise BundleError(f"the bundle {self._where} cannot be run here: {entry['name']}: {error}") from error
+
+    def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> str:
+        """Why the reference computes gradients."""
+        return f"The bundle {self._where} holds no kernels for gradients: load the spec itself to train"
 
     def lse_problem(self, widths: Widths) -> str | None:
         """Why no kernel of these widths gives the log-sum-exp."""

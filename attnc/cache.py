@@ -19,12 +19,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
-from attnc.backends.protocol import Backend, Kernel
+from attnc.backends.protocol import Backend, BackwardKernel, Kernel
 
 MANIFEST = "manifest.json"
 _T = TypeVar("_T")
+_K = TypeVar("_K", bound=Kernel | BackwardKernel)
+_Load: TypeAlias = Callable[[Path, Mapping[str, Any]], _K]
 _log = logging.getLogger("attnc")
 
 
@@ -66,18 +68,28 @@ class KernelCache:
 
     def __init__(self) -> None:
         self.built = 0
-        self._memory: dict[str, Kernel] = {}
+        self._memory: dict[str, Any] = {}
 
     def get(self, key: str, backend: Backend, build: Callable[[], Kernel]) -> Kernel:
         """The kernel called ``key``: from memory, from disk by ``backend.load``, or from ``build``, then kept."""
+        return self._get(key, backend.name, backend.load, build)
+
+    def get_backward(self, key: str, backend: Backend, build: Callable[[], BackwardKernel]) -> BackwardKernel:
+        """The same for the kernel of a backward."""
+        return self._get(key, backend.name, backend.load_backward, build)
+
+    def _get(
+        self, key: str, backend: str, load: Callable[[Path, Mapping[str, Any]], _K], build: Callable[[], _K]
+    ) -> _K:
         if key not in self._memory:
-            kernel = read_entry(folder() / "kernels" / key, backend)
+            kernel = read_entry(folder() / "kernels" / key, backend, load)
             if kernel is None:
                 kernel = build()
                 self.built += 1
-                write_entry(folder() / "kernels" / key, kernel, backend.name)
+                write_entry(folder() / "kernels" / key, kernel, backend)
             self._memory[key] = kernel
-        return self._memory[key]
+        found: _K = self._memory[key]
+        return found
 
     def clear(self) -> None:
         """Forget the kernels of this process; those on disk stay."""
@@ -106,7 +118,7 @@ def remember(key: str, make: Callable[[], _T]) -> _T:
     return made
 
 
-def read_entry(entry: Path, backend: Backend) -> Kernel | None:
+def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:
     """The kernel in the folder ``entry``, or ``None`` if there is none or it is damaged."""
     if not entry.is_dir():
         return None
@@ -114,16 +126,16 @@ def read_entry(entry: Path, backend: Backend) -> Kernel | None:
         manifest = json.loads((entry / MANIFEST).read_text(encoding="utf-8"))
         if damaged := changed_files(entry, manifest["files"]):
             raise ValueError(f"{damaged[0]} is not what was written")
-        if manifest["backend"] != backend.name:
+        if manifest["backend"] != backend:
             raise ValueError(f"it is of backend {manifest['backend']}")
-        return backend.load(entry, manifest["kernel"])
+        return load(entry, manifest["kernel"])
     except Exception as error:  # whatever is wrong with an entry, building it anew mends it
         _log.warning("dropping the cache entry %s: %s", entry, error)
         shutil.rmtree(entry, ignore_errors=True)
         return None
 
 
-def write_entry(entry: Path, kernel: Kernel, backend: str) -> None:
+def write_entry(entry: Path, kernel: Kernel | BackwardKernel, backend: str) -> None:
     """Save ``kernel`` as the folder ``entry``; where the disk refuses, go on without."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -141,7 +153,7 @@ def write_entry(entry: Path, kernel: Kernel, backend: str) -> None:
         shutil.rmtree(made, ignore_errors=True)
 
 
-def save_kernel(where: Path, kernel: Kernel, backend: str) -> dict[str, Any]:
+def save_kernel(where: Path, kernel: Kernel | BackwardKernel, backend: str) -> dict[str, Any]:
     """Write ``kernel`` and its manifest into an empty folder; the manifest is also returned."""
     saved = kernel.save(where)
     manifest = {"backend": backend, "kernel": dict(saved), "files": digests(where)}

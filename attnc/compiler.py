@@ -7,7 +7,11 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 
-from attnc.analyse.lower import lower_program_to_plan
+from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.gradient.derive import derive
+from attnc.analyse.gradient.reverse import NotDifferentiable
+from attnc.analyse.hoist import hoist
+from attnc.analyse.lower import lower_program_to_plan, stream_program
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
 from attnc.backends.protocol import Backend, Kernel, Target, Unsupported, Workload
@@ -116,6 +120,37 @@ def build_kernel(plan: Plan, workload: Workload, target: Target, backend: Backen
     if problems := backend.problems(plan, workload, target):
         raise UnsupportedError([_located(plan.program, problem, target, backend) for problem in problems])
     return backend.build(plan, workload, target)
+
+
+def derive_backward(program: Program, lse: bool = False) -> Backward:
+    """The derived backward of a program whose head widths are set, for all gradients.
+
+    Args:
+        program: what to differentiate.
+        lse: whether its log-sum-exp, which must exist, has a cotangent too.
+
+    Raises:
+        UnsupportedError: none can be derived.
+    """
+    try:
+        return derive(stream_program(program, keep_detach=True), lse)
+    except NotLowerable as error:
+        span = _span_of(program, error.node) if error.node else _whole(program)
+        raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
+    except NotDifferentiable as error:
+        raise UnsupportedError([Diagnostic("E803", str(error), _span_of(program, error.node))]) from None
+
+
+def training_problems(backward: Backward, workload: Workload, target: Target, backend: Backend) -> list[Diagnostic]:
+    """Why ``backend`` cannot train with a derived backward: that and its forward, which saves states."""
+    if not hasattr(backend, "backward_problems"):
+        message = f"the backend {backend.name} has no kernels for gradients"
+        return [Diagnostic("E802", message, _whole(backward.plan.program))]
+    problems = [
+        *backend.problems(hoist(backward.plan), workload, target),
+        *backend.backward_problems(backward, workload, target),
+    ]
+    return [_located(backward.plan.program, problem, target, backend) for problem in problems]
 
 
 def _located(program: Program, problem: Unsupported, target: Target, backend: Backend) -> Diagnostic:

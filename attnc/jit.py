@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import functools
+from collections.abc import Container
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from attnc import cache
-from attnc.backends.protocol import Kernel, Target, Workload
+from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.hoist import hoist
+from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
+from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
 from attnc.plan import Plan
-from attnc.runtime import Widths
+from attnc.runtime import Training, Widths
 from attnc.spec import Spec
 from attnc.targets import backend_for
 
@@ -59,6 +64,7 @@ class JustInTime:
         self._meaning = checked.meaning
         self._backend = backend
         self._plans: dict[Widths, Plan] = {}
+        self._backwards: dict[tuple[Widths, bool], Backward] = {}
 
     @property
     def tag(self) -> str:
@@ -86,6 +92,67 @@ class JustInTime:
             return kernel
 
         return cache.kernels.get(key, backend, build)
+
+    def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
+        """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""
+        from attnc import compiler
+
+        try:
+            backend = backend_for(target, self._backend)
+            backward = self._derived(widths, workload.lse).only(names)
+            workload = replace(workload, saved=backward.saved)
+            problems = compiler.training_problems(backward, workload, target, backend)
+        except TargetError as error:
+            return str(error)
+        except UnsupportedError as error:
+            problems = list(error.diagnostics)
+        if problems:
+            return "; ".join(f"{one.span}: {one.message}" for one in problems)
+
+        @functools.cache
+        def forward() -> Kernel:
+            if not workload.saved:
+                return self.kernel(widths, workload, target)
+            key = self._training_key("forward", backward, widths, workload, target)
+            return cache.kernels.get(key, backend, lambda: backend.build(hoist(backward.plan), workload, target))
+
+        @functools.cache
+        def pullback() -> BackwardKernel:
+            key = self._training_key("backward", backward, widths, workload, target)
+            return cache.kernels.get_backward(key, backend, lambda: backend.build_backward(backward, workload, target))
+
+        return Training(backward, forward, pullback)
+
+    def _training_key(self, what: str, backward: Backward, widths: Widths, workload: Workload, target: Target) -> str:
+        from attnc.ir.printer import print_program
+
+        """Spellings of one meaning share no kernels here: states and results have names, and an order."""
+        backend = backend_for(target, self._backend)
+        results = [result.name for result in backward.results] if what == "backward" else []
+        return cache.key_of(
+            what,
+            print_program(self.program),
+            results,
+            widths,
+            asdict(workload),
+            str(target),
+            backend.name,
+            backend.toolchain(),
+        )
+
+    def _derived(self, widths: Widths, lse: bool) -> Backward:
+        from attnc.ir.printer import print_program
+
+        if (widths, lse) not in self._backwards:
+
+            def derive() -> Backward:
+                from attnc import compiler
+
+                return compiler.derive_backward(compiler.specialize_program(self.program, widths), lse)
+
+            key = cache.key_of("derived", print_program(self.program), widths, lse)
+            self._backwards[widths, lse] = cache.remember(key, derive)
+        return self._backwards[widths, lse]
 
     def lse_problem(self, widths: Widths) -> str | None:
         """Why the rows have no log-sum-exp."""

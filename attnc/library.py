@@ -1,14 +1,14 @@
-"""Registration with torch: one operator a program, with its schema, fake kernel and gradient.
+"""Registration with torch: operators of a program, with their schemas, fake kernels and gradients.
 
-The forward operator calls a compiled kernel. Its gradient is an operator of its own that differentiates the
-reference, as does the gradient of that; a program has four operators:
+======================== ==============================================================================
+``attnc::NAME``            ``(q, k, v, ...) -> out``
+``attnc::NAME_lse``        ``(q, k, v, ...) -> (out, lse)``
+``attnc::NAME_train``      the same and the states that the derived backward reads, for training
+``attnc::NAME_grad``       cotangents, kept states and arguments to the gradients of what needs them
+``attnc::NAME_grad2``      the gradients of ``NAME_grad``, through the reference
+======================== ==============================================================================
 
-====================== ==================================================================
-``attnc::NAME``          ``(q, k, v, ...) -> out``
-``attnc::NAME_lse``      ``(q, k, v, ...) -> (out, lse)``
-``attnc::NAME_grad``     cotangents and arguments to the gradients of what needs them
-``attnc::NAME_grad2``    the same for ``NAME_grad``
-====================== ==================================================================
+The first two may be differentiated too; what training keeps is then computed in their backward.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from attnc.analyse.gradient.backward import Backward
 from attnc.ir.nodes import Kind
 from attnc.signature import Signature
 
@@ -29,20 +30,46 @@ Values = Sequence[Any]
 
 
 class SlowGradientWarning(UserWarning):
-    """The gradient is computed by the eager reference: correct, but slow and of O(M·N) memory."""
+    """A gradient is computed by the eager reference: correct, but slow and of O(M·N) memory."""
 
 
 class Implementation(Protocol):
-    """What an operator needs to know of its program. ``values`` are those of :meth:`Signature.bind`."""
+    """What an operator needs to know of its program. ``values`` are those of :meth:`Signature.bind`.
+
+    ``needs`` says of q, k, v and every real input whether its gradient is wanted; empty if none is.
+    """
 
     signature: Signature
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, values: Values, lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Check the call and compute ``out`` (and the log-sum-exp) by a kernel."""
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Values, lse: bool, needs: Sequence[bool] = ()
+    ) -> list[Tensor]:
+        """Check the call and compute ``out``, the log-sum-exp if ``lse``, and states for the backward, by a kernel."""
         ...
 
-    def shapes(self, q: Tensor, k: Tensor, v: Tensor, values: Values, lse: bool) -> tuple[Tensor, Tensor | None]:
+    def shapes(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Values, lse: bool, needs: Sequence[bool] = ()
+    ) -> list[Tensor]:
         """Check the call and return empty tensors like those of :meth:`run`."""
+        ...
+
+    def backward(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Values, lse: bool, needs: Sequence[bool]
+    ) -> Backward | str:
+        """The derived backward of a call, or why there is none and the reference serves."""
+        ...
+
+    def pull(
+        self,
+        cotangents: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        values: Values,
+        needs: Sequence[bool],
+    ) -> list[Tensor]:
+        """The gradients needed, by the derived backward; a second cotangent is that of the log-sum-exp."""
         ...
 
     def evaluate(self, q: Tensor, k: Tensor, v: Tensor, values: Values, lse: bool) -> tuple[Tensor, Tensor | None]:
@@ -56,13 +83,14 @@ class Operators:
 
     forward: Callable[..., Any]
     forward_lse: Callable[..., Any]
+    train: Callable[..., Any]
 
 
 NAMESPACE = "attnc"
 
 _library = torch.library.Library(NAMESPACE, "FRAGMENT")
 _registered: dict[str, Operators] = {}
-_warned = False
+_warned: set[str] = set()
 
 
 def register(name: str, implementation: Implementation) -> Operators:
@@ -71,27 +99,35 @@ def register(name: str, implementation: Implementation) -> Operators:
     Two programs may share a name only if they mean the same and take the same arguments in the same order.
     """
     if name not in _registered:
+        arguments = "Tensor q, Tensor k, Tensor v" + implementation.signature.schema()
+        gradient = _register_gradient(name, arguments, implementation)
         _registered[name] = Operators(
-            _register_forward(name, implementation, lse=False),
-            _register_forward(f"{name}_lse", implementation, lse=True),
+            _register_forward(name, arguments, implementation, gradient, lse=False),
+            _register_forward(f"{name}_lse", arguments, implementation, gradient, lse=True),
+            _register_training(name, arguments, implementation, gradient),
         )
     return _registered[name]
 
 
-def _register_forward(name: str, implementation: Implementation, lse: bool) -> Callable[..., Any]:
-    arguments = "Tensor q, Tensor k, Tensor v" + implementation.signature.schema()
-    results = "(Tensor, Tensor)" if lse else "Tensor"
+def needed(signature: Signature, q: Tensor, k: Tensor, v: Tensor, values: Values) -> list[bool]:
+    """Of q, k, v and every real input, whether it requires a gradient."""
+    arguments = (q, k, v, *values)
+    return [arguments[slot].requires_grad for slot in _differentiable(signature)]
+
+
+def _register_forward(
+    name: str, arguments: str, implementation: Implementation, gradient: Callable[..., Any], lse: bool
+) -> Callable[..., Any]:
+    """An operator that keeps nothing for its backward."""
+    slots = _differentiable(implementation.signature)
 
     def run(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> Any:
-        out, rows = implementation.run(q, k, v, values, lse)
-        return (out, rows) if lse else out
+        results = implementation.run(q, k, v, values, lse)
+        return tuple(results) if lse else results[0]
 
     def fake(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> Any:
-        out, rows = implementation.shapes(q, k, v, values, lse)
-        return (out, rows) if lse else out
-
-    gradient = _register_gradient(name, arguments, implementation, lse)
-    slots = _differentiable(implementation.signature)
+        results = implementation.shapes(q, k, v, values, lse)
+        return tuple(results) if lse else results[0]
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         tensors = [x for x in inputs if isinstance(x, Tensor)]
@@ -101,18 +137,70 @@ def _register_forward(name: str, implementation: Implementation, lse: bool) -> C
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         inputs = (*ctx.saved_tensors, *ctx.numbers)
         needs = [bool(ctx.needs_input_grad[slot]) for slot in slots]
-        return _scatter(gradient(list(cotangents), *inputs, needs), needs, slots, len(inputs))
+        return _scatter(gradient(list(cotangents), [], *inputs, needs), needs, slots, len(inputs))
 
-    return _define(name, f"({arguments}) -> {results}", run, fake, backward, setup_context)
+    schema = f"({arguments}) -> {'(Tensor, Tensor)' if lse else 'Tensor'}"
+    return _define(name, schema, run, fake, backward, setup_context)
 
 
-def _register_gradient(name: str, arguments: str, implementation: Implementation, lse: bool) -> Callable[..., Any]:
+def _register_training(
+    name: str, arguments: str, implementation: Implementation, gradient: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The operator ``name_train``: the output, the log-sum-exp if asked for, and what the backward reads."""
+    slots = _differentiable(implementation.signature)
+
+    def run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
+        *values, needs, lse = rest
+        return implementation.run(q, k, v, values, lse, needs)
+
+    def fake(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
+        *values, needs, lse = rest
+        return implementation.shapes(q, k, v, values, lse, needs)
+
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+        *arguments, ctx.needs, ctx.lse = inputs
+        q, k, v, *values = arguments
+        derived = implementation.backward(q, k, v, values, ctx.lse, ctx.needs)
+        kept = _kept(derived, output, ctx.lse)
+        tensors = [x for x in arguments if isinstance(x, Tensor)]
+        ctx.save_for_backward(*kept, *tensors)
+        ctx.split = len(kept)
+        ctx.numbers = arguments[len(tensors) :]
+        ctx.mark_non_differentiable(*output[2 if ctx.lse else 1 :])
+        ctx.set_materialize_grads(False)
+
+    def backward(ctx: Any, of_results: Sequence[Tensor | None]) -> tuple[Any, ...]:
+        kept, tensors = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
+        inputs = (*tensors, *ctx.numbers)
+        cotangents = list(of_results[: 2 if ctx.lse else 1])
+        if all(x is None for x in cotangents):
+            return (None,) * (len(inputs) + 2)
+        q, k, v, *values = inputs
+        like = implementation.shapes(q, k, v, values, ctx.lse)
+        given = [torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, like, strict=True)]
+        grads = gradient(given, list(kept), *inputs, ctx.needs)
+        return (*_scatter(grads, ctx.needs, slots, len(inputs)), None, None)
+
+    schema = f"({arguments}, bool[] needs, bool lse) -> Tensor[]"
+    return _define(f"{name}_train", schema, run, fake, backward, setup_context)
+
+
+def _kept(derived: Backward | str, results: Sequence[Tensor], lse: bool) -> list[Tensor]:
+    """Of the results of training, what the derived backward reads."""
+    if isinstance(derived, str):
+        return []
+    out = [results[0]] if any(source.name == "out" for source in derived.reads) else []
+    return [*out, *results[2 if lse else 1 :]]
+
+
+def _register_gradient(name: str, arguments: str, implementation: Implementation) -> Callable[..., Any]:
     """The operator ``name_grad``: cotangents of the results to gradients of the arguments that need one."""
-    name = f"{name}_grad"
     slots = _differentiable(implementation.signature)
 
     def pull(cotangents: Sequence[Tensor], inputs: Sequence[Any], needs: Sequence[bool]) -> list[Tensor]:
+        """Through the reference."""
         wanted = [slot for slot, needed in zip(slots, needs, strict=True) if needed]
+        lse = len(cotangents) == 2
 
         def forward(*chosen: Tensor) -> Any:
             full = list(inputs)
@@ -126,35 +214,45 @@ def _register_gradient(name: str, arguments: str, implementation: Implementation
         results, vjp = pullback
         return list(vjp(tuple(c.to(result.dtype) for c, result in zip(cotangents, results, strict=True))))
 
-    def run(cotangents: Sequence[Tensor], *rest: Any) -> list[Tensor]:
-        _warn_once()
+    def run(cotangents: Sequence[Tensor], kept: Sequence[Tensor], *rest: Any) -> list[Tensor]:
         *inputs, needs = rest
-        grads = pull(cotangents, inputs, needs)
-        return _detached(grads, [inputs[slot] for slot, needed in zip(slots, needs, strict=True) if needed])
+        q, k, v, *values = inputs
+        lse = len(cotangents) == 2
+        derived = implementation.backward(q, k, v, values, lse, needs)
+        if isinstance(derived, str):
+            _warn_once(
+                f"attnc computes gradients of `{name.rsplit('_', 1)[0]}` with its eager reference: they are correct, "
+                f"but slow, and take memory in proportion to M * N. {derived}"
+            )
+            grads = pull(cotangents, inputs, needs)
+            return _detached(grads, [inputs[slot] for slot, needed in zip(slots, needs, strict=True) if needed])
+        if not kept and any(not source.name.startswith("d_") for source in derived.reads):
+            kept = _kept(derived, implementation.run(q, k, v, values, lse, needs), lse)
+        return implementation.pull(cotangents, kept, q, k, v, values, needs)
 
-    def fake(cotangents: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+    def fake(cotangents: Sequence[Tensor], kept: Sequence[Tensor], *rest: Any) -> list[Tensor]:
         *inputs, needs = rest
         return [torch.empty_like(inputs[slot]) for slot, needed in zip(slots, needs, strict=True) if needed]
 
     second = _register_second_gradient(name, arguments, slots, pull)
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        cotangents, *arguments, ctx.needs = inputs
+        cotangents, kept, *arguments, ctx.needs = inputs
         tensors = [x for x in arguments if isinstance(x, Tensor)]
         ctx.save_for_backward(*cotangents, *tensors)
-        ctx.counts = len(cotangents), len(tensors)
+        ctx.counts = len(cotangents), len(kept)
         ctx.numbers = arguments[len(tensors) :]
 
     def backward(ctx: Any, of_grads: Sequence[Tensor]) -> tuple[Any, ...]:
-        split = ctx.counts[0]
+        split, kept = ctx.counts
         cotangents = list(ctx.saved_tensors[:split])
         inputs = [*ctx.saved_tensors[split:], *ctx.numbers]
         grads = second(list(of_grads), cotangents, *inputs, ctx.needs)
         of_inputs = _scatter(grads[split:], [True] * len(slots), slots, len(inputs))
-        return (list(grads[:split]), *of_inputs, None)
+        return (list(grads[:split]), [None] * kept, *of_inputs, None)
 
-    schema = f"(Tensor[] cotangents, {arguments}, bool[] needs) -> Tensor[]"
-    return _define(name, schema, run, fake, backward, setup_context)
+    schema = f"(Tensor[] cotangents, Tensor[] kept, {arguments}, bool[] needs) -> Tensor[]"
+    return _define(f"{name}_grad", schema, run, fake, backward, setup_context)
 
 
 def _register_second_gradient(
@@ -164,9 +262,9 @@ def _register_second_gradient(
     pull: Callable[[Sequence[Tensor], Sequence[Any], Sequence[bool]], list[Tensor]],
 ) -> Callable[..., Any]:
     """The operator ``name_grad2``: gradients of the cotangents and of every real argument."""
-    name = f"{name.removesuffix('_grad')}_grad2"
 
     def run(of_grads: Sequence[Tensor], cotangents: Sequence[Tensor], *rest: Any) -> list[Tensor]:
+        _warn_once("attnc computes second derivatives with its eager reference, in memory in proportion to M * N")
         *inputs, needs = rest
         count = len(cotangents)
 
@@ -184,7 +282,7 @@ def _register_second_gradient(
         return [torch.empty_like(x) for x in (*cotangents, *(rest[slot] for slot in slots))]
 
     schema = f"(Tensor[] of_grads, Tensor[] cotangents, {arguments}, bool[] needs) -> Tensor[]"
-    return _define(name, schema, run, fake, _third_gradient, lambda ctx, inputs, output: None)
+    return _define(f"{name}_grad2", schema, run, fake, _third_gradient, lambda ctx, inputs, output: None)
 
 
 def _differentiable(signature: Signature) -> list[int]:
@@ -245,13 +343,7 @@ def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: hidden(*args) if "torch._dynamo" in sys.modules else run(*args)
 
 
-def _warn_once() -> None:
-    global _warned
-    if not _warned:
-        _warned = True
-        warnings.warn(
-            "attnc computes gradients with its eager reference for now: they are correct, but slow, and take memory "
-            "in proportion to M * N",
-            SlowGradientWarning,
-            stacklevel=2,
-        )
+def _warn_once(message: str) -> None:
+    if message not in _warned:
+        _warned.add(message)
+        warnings.warn(message, SlowGradientWarning, stacklevel=2)

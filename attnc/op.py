@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
 from attnc import library
@@ -68,6 +69,9 @@ class Op:
         """
         values = self._signature.bind(arguments)
         check_types(self._signature, q, k, v, values)
+        if torch.is_grad_enabled() and any(needs := library.needed(self._signature, q, k, v, values)):
+            results = self._operators.train(q, k, v, *values, needs, return_lse)
+            return (results[0], results[1]) if return_lse else results[0]
         call = self._operators.forward_lse if return_lse else self._operators.forward
         return call(q, k, v, *values)
 

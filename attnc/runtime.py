@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attnc.backends.protocol import Kernel, Target, Workload
-from attnc.errors import ArgumentError
+from attnc.analyse.gradient.backward import Backward
+from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
+from attnc.errors import ArgumentError, TargetError
+from attnc.gradients import Call, gradients, results_for
+from attnc.ir.nodes import Kind
 from attnc.ir.program import Program
 from attnc.signature import Signature, size_value
 from attnc.targets import target_of_device
@@ -18,6 +22,15 @@ from attnc.validate import DTYPES, check_call, split
 
 Widths = tuple[int, int]
 """Head widths ``(D, E)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """A derived backward, its kernel, and that of the forward that saves what it reads; both made once, when called."""
+
+    backward: Backward
+    forward: Callable[[], Kernel]
+    pullback: Callable[[], BackwardKernel]
 
 
 class KernelSource(Protocol):
@@ -32,6 +45,13 @@ class KernelSource(Protocol):
         """The kernel for these head widths and element types on ``target``."""
         ...
 
+    def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
+        """How to train for the gradients of ``names``, or why the reference must.
+
+        With ``workload.lse`` the backward takes the cotangent of the log-sum-exp too.
+        """
+        ...
+
     def lse_problem(self, widths: Widths) -> str | None:
         """Why there is no log-sum-exp; ``None`` if there is one."""
         ...
@@ -44,7 +64,8 @@ class KernelSource(Protocol):
 class Runtime:
     """One program as :class:`attnc.library.Implementation`.
 
-    A kernel is chosen by the target, the head widths and the element types alone, so sizes never compile.
+    A kernel is chosen by the target, the head widths, the element types and the gradients wanted alone, so sizes never
+    compile.
     """
 
     def __init__(self, program: Program, source: KernelSource) -> None:
@@ -52,17 +73,19 @@ class Runtime:
         self.signature = Signature.of(program)
         self._source = source
         self._chosen: dict[tuple[Any, ...], Kernel] = {}
+        self._training: dict[tuple[Any, ...], Training | str] = {}
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Compute ``out [B,H,M,E]`` and, if ``lse``, the log-sum-exp ``[B,H,M]``."""
-        sizes = check_call(self.program, self.signature, q, k, v, values)
-        self._check_lse(sizes, lse)
-        out, rows = self._results(q, sizes, lse)
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool] = ()
+    ) -> list[Tensor]:
+        """Compute ``out [B,H,M,E]``; if ``lse``, the log-sum-exp ``[B,H,M]``; and the states for a backward."""
+        sizes, out, rows, saved = self._prepare(q, k, v, values, lse, needs)
+        written = [out, *([] if rows is None else [rows]), *saved]
         if out.numel() == 0:
-            return out, rows
+            return written
         inputs, numbers, _ = split(self.signature, values)
-        kernel = self._kernel(q, inputs, sizes, lse)
-        with torch.cuda.device(q.device) if q.is_cuda else contextlib.nullcontext():
+        kernel = self._kernel(q, v, values, lse, needs)
+        with _on_device_of(q):
             kernel.run(
                 q.detach(),
                 k.detach(),
@@ -72,14 +95,64 @@ class Runtime:
                 [sizes[name] for name in self.signature.extents],
                 out,
                 rows,
+                **({"saved": saved} if saved else {}),
             )
-        return out, rows
+        return written
 
-    def shapes(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> tuple[Tensor, Tensor | None]:
-        """Check the call and return empty tensors like the results."""
+    def shapes(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool] = ()
+    ) -> list[Tensor]:
+        """Check the call and return empty tensors like the results of :meth:`run`."""
+        _, out, rows, saved = self._prepare(q, k, v, values, lse, needs)
+        return [out, *([] if rows is None else [rows]), *saved]
+
+    def backward(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool]
+    ) -> Backward | str:
+        """The derived backward for a call that needs some gradients, or why the reference serves them."""
+        training = self._train(q, v, values, lse, needs)
+        return training if isinstance(training, str) else training.backward
+
+    def pull(
+        self,
+        cotangents: Sequence[Tensor],
+        kept: Sequence[Tensor],
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        values: Sequence[Any],
+        needs: Sequence[bool],
+    ) -> list[Tensor]:
+        """The gradients that are needed, by the derived backward. ``kept`` is what it reads besides cotangents."""
         sizes = check_call(self.program, self.signature, q, k, v, values)
-        self._check_lse(sizes, lse)
-        return self._results(q, sizes, lse)
+        lse = len(cotangents) == 2
+        training = self._train(q, v, values, lse, needs)
+        assert isinstance(training, Training)
+        backward = training.backward
+        inputs, numbers, _ = split(self.signature, values)
+        names = self._names(needs)
+        tensors = {name: x.detach() for name, x in zip(("q", "k", "v"), (q, k, v), strict=True)}
+        tensors |= {source.name: x.detach() for source, x in zip(self.signature.inputs, inputs, strict=True)}
+        if q.numel() == 0 or k.numel() == 0:
+            return [torch.zeros_like(tensors[name]) for name in names]
+        parameters = {x.name: number for x, number in zip(self.signature.parameters, numbers, strict=True)}
+        call = Call(sizes, tensors, parameters, self.program.group)
+        results = results_for(backward, call)
+        given = {"d_out": cotangents[0], **({"d_lse": cotangents[1]} if lse else {})}
+        rest = iter(kept)
+        reads = [given[x.name] if x.name in given else next(rest) for x in backward.reads]
+        with _on_device_of(q):
+            training.pullback().run(
+                tensors["q"],
+                tensors["k"],
+                tensors["v"],
+                self._inputs(q, inputs),
+                list(numbers),
+                [sizes[name] for name in self.signature.extents],
+                [x.detach() for x in reads],
+                results,
+            )
+            return gradients(backward, call, results, names)
 
     def evaluate(
         self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool
@@ -101,19 +174,57 @@ class Runtime:
         )
         return result if isinstance(result, tuple) else (result, None)
 
-    def _check_lse(self, sizes: dict[str, int], lse: bool) -> None:
+    def _names(self, needs: Sequence[bool]) -> list[str]:
+        """The names of the real arguments whose gradients are needed."""
+        real = [source.name for source in self.signature.inputs if source.kind is Kind.REAL]
+        return [name for name, needed in zip(["q", "k", "v", *real], needs, strict=True) if needed]
+
+    def _prepare(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool]
+    ) -> tuple[dict[str, int], Tensor, Tensor | None, list[Tensor]]:
+        """Check the call; the sizes, and empty tensors for output, log-sum-exp and saved states."""
+        sizes = check_call(self.program, self.signature, q, k, v, values)
         if lse and (problem := self._source.lse_problem((int(sizes["D"]), int(sizes["E"])))):
             raise ArgumentError("return_lse", problem)
+        width = self.program.body.output.width
+        assert width is not None
+        rows = (sizes["B"], sizes["H"], sizes["M"])
+        out = q.new_empty((*rows, size_value(width, sizes)))
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        backward = self.backward(q, k, v, values, lse, needs) if any(needs) else ""
+        states = () if isinstance(backward, str) else [x for x in backward.reads if x.name.startswith("saved_")]
+        saved = [q.new_empty([size_value(dim, sizes) for dim in state.dims], dtype=wide) for state in states]
+        return sizes, out, q.new_empty(rows, dtype=wide) if lse else None, saved
 
-    def _kernel(self, q: Tensor, inputs: Sequence[Tensor], sizes: dict[str, int], lse: bool) -> Kernel:
-        dtypes = tuple(DTYPES[x.dtype] for x in inputs)
-        key = (q.device, q.dtype, sizes["D"], sizes["E"], dtypes, lse)
+    def _kernel(self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool]) -> Kernel:
+        training = self._train(q, v, values, lse, needs) if any(needs) else ""
+        if not isinstance(training, str):
+            return training.forward()
+        key = self._key(q, v, values, lse)
         if key not in self._chosen:
-            dtype = DTYPES[q.dtype]
-            workload = Workload(dtype, self._source.input_dtypes(dtype, dtypes), lse)
-            target = target_of_device(q.device.type)
-            self._chosen[key] = self._source.kernel((sizes["D"], sizes["E"]), workload, target)
+            self._chosen[key] = self._source.kernel(*self._wanted(q, v, values, lse))
         return self._chosen[key]
+
+    def _train(self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool]) -> Training | str:
+        key = (*self._key(q, v, values, lse), *needs)
+        if key not in self._training:
+            try:
+                widths, workload, target = self._wanted(q, v, values, lse)
+                self._training[key] = self._source.training(widths, self._names(needs), workload, target)
+            except TargetError as error:
+                self._training[key] = str(error)
+        return self._training[key]
+
+    def _key(self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> tuple[Any, ...]:
+        inputs, _, _ = split(self.signature, values)
+        return q.device, q.dtype, int(q.shape[3]), int(v.shape[3]), lse, *(x.dtype for x in inputs)
+
+    def _wanted(self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> tuple[Widths, Workload, Target]:
+        inputs, _, _ = split(self.signature, values)
+        dtype = DTYPES[q.dtype]
+        dtypes = self._source.input_dtypes(dtype, tuple(DTYPES[x.dtype] for x in inputs))
+        widths = int(q.shape[3]), int(v.shape[3])
+        return widths, Workload(dtype, dtypes, lse), target_of_device(q.device.type)
 
     def _inputs(self, q: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         given = tuple(DTYPES[x.dtype] for x in inputs)
@@ -123,13 +234,9 @@ class Runtime:
             for x, have, want in zip(inputs, given, wanted, strict=True)
         ]
 
-    def _results(self, q: Tensor, sizes: dict[str, int], lse: bool) -> tuple[Tensor, Tensor | None]:
-        width = self.program.body.output.width
-        assert width is not None
-        rows = (sizes["B"], sizes["H"], sizes["M"])
-        out = q.new_empty((*rows, size_value(width, sizes)))
-        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
-        return out, q.new_empty(rows, dtype=wide) if lse else None
+
+def _on_device_of(x: Tensor) -> contextlib.AbstractContextManager[Any]:
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 _TORCH = {name: dtype for dtype, name in DTYPES.items()}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from attnc.analyse.gradient.backward import Backward
 from attnc.ir.nodes import Node
 from attnc.plan import Plan
 
@@ -101,8 +102,8 @@ class BackwardKernel(Protocol):
     ) -> None:
         """Write ``results``, one tensor for each of ``Backward.results`` and of its dims, every element.
 
-        ``reads`` are the tensors for ``Backward.reads``: ``out`` and ``d_out`` in the dtype of q, saved states as the
-        forward wrote them. Results are of any floating dtype; those of scatters are f32 (or f64).
+        ``reads`` are the tensors for ``Backward.reads``: ``out`` and ``d_out`` in the dtype of q, ``d_lse`` and saved
+        states in f32 (f64 if q is), the latter as the forward wrote them. Results are of any floating dtype; those of scatters are f32 (or f64).
         """
         ...
 
@@ -131,6 +132,18 @@ class Backend(Protocol):
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> Kernel:
         """The kernel that :meth:`Kernel.save` wrote, without calling any compiler."""
+        ...
+
+    def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        """Everything in the backward that this backend cannot run on ``target``; empty if it can."""
+        ...
+
+    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> BackwardKernel:
+        """Compile a backward. Its steps are not hoisted yet. ``workload`` is that of the forward."""
+        ...
+
+    def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> BackwardKernel:
+        """The kernel that :meth:`BackwardKernel.save` wrote, without calling any compiler."""
         ...
 
     def toolchain(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,24 +11,27 @@ from typing import Any
 
 import pytest
 import torch
+from gradient_interpreter import execute, save
 from torch import Tensor
 
 from attnc import library, targets
+from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.lower import stream_program
 from attnc.backends.protocol import Target, Unsupported, Workload
 from attnc.ir.nodes import Apply
-from attnc.ir.printer import print_program
 from attnc.ir.program import Program
-from attnc.ir.reader import read_program
 from attnc.ir.traverse import postorder
 from attnc.plan import Plan
 from attnc.reference import evaluate
+from attnc.reference.interpreter import Run
 
 
 class FakeKernel:
     """Runs the program of a plan. ``runs`` counts the calls."""
 
-    def __init__(self, program: Program) -> None:
-        self.program = program
+    def __init__(self, plan: Plan, saved: tuple[str, ...]) -> None:
+        self.plan = plan
+        self.saved = saved
         self.runs = 0
 
     def run(
@@ -40,24 +44,77 @@ class FakeKernel:
         extents: Sequence[int],
         out: Tensor,
         lse: Tensor | None,
+        saved: Sequence[Tensor] = (),
     ) -> None:
         self.runs += 1
-        named = {source.name: x for source, x in zip(self.program.inputs, inputs, strict=True)}
-        numbers = {parameter.name: x for parameter, x in zip(self.program.parameters, parameters, strict=True)}
-        sizes = dict(zip(self.program.extents, extents, strict=True))
-        result = evaluate(self.program, q, k, v, named, numbers, sizes, return_lse=lse is not None)
+        program = self.plan.program
+        arguments = _named(program, inputs, parameters, extents)
+        result = evaluate(program, q, k, v, *arguments, return_lse=lse is not None)
         if lse is not None:
             result, rows = result
             lse.copy_(rows)
         out.copy_(result)
+        assert len(saved) == len(self.saved)
+        if saved:
+            named, numbers, sizes = arguments
+            save(Run(program, (q, k, v), named, numbers, sizes, torch.float64), self.plan, named)
+            for name, x in zip(self.saved, saved, strict=True):
+                x.copy_(named[f"saved_{name}"])
 
     @property
     def texts(self) -> Mapping[str, str]:
         return {"kernel.py": "# the reference\n", "kernel.s": "; nothing\n"}
 
     def save(self, folder: Path) -> Mapping[str, Any]:
-        (folder / "kernel.txt").write_text(print_program(self.program))
-        return {"file": "kernel.txt"}
+        (folder / "plan.pickle").write_bytes(pickle.dumps((self.plan, self.saved)))
+        return {"file": "plan.pickle"}
+
+
+class FakeBackwardKernel:
+    """Runs the steps of a backward in float64. ``runs`` counts the calls."""
+
+    def __init__(self, backward: Backward) -> None:
+        self.backward = backward
+        self.runs = 0
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        reads: Sequence[Tensor],
+        results: Sequence[Tensor],
+    ) -> None:
+        self.runs += 1
+        program = self.backward.plan.program
+        named, numbers, sizes = _named(program, inputs, parameters, extents)
+        run = Run(program, (q, k, v), named, numbers, sizes, torch.float64)
+        named |= {source.name: x.double() for source, x in zip(self.backward.reads, reads, strict=True)}
+        execute(self.backward, run, named)
+        for source, x in zip(self.backward.results, results, strict=True):
+            assert x.shape == named[source.name].shape
+            x.copy_(named[source.name])
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        return {}
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        (folder / "backward.pickle").write_bytes(pickle.dumps(self.backward))
+        return {"file": "backward.pickle"}
+
+
+def _named(
+    program: Program, inputs: Sequence[Tensor], parameters: Sequence[float], extents: Sequence[int]
+) -> tuple[dict[str, Tensor], dict[str, float], dict[str, int]]:
+    return (
+        {source.name: x for source, x in zip(program.inputs, inputs, strict=True)},
+        {parameter.name: x for parameter, x in zip(program.parameters, parameters, strict=True)},
+        dict(zip(program.extents, extents, strict=True)),
+    )
 
 
 class FakeBackend:
@@ -68,6 +125,7 @@ class FakeBackend:
     def __init__(self) -> None:
         self.built: list[Workload] = []
         self.loaded = 0
+        self.backwards: list[FakeBackwardKernel] = []
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         nodes = postorder(plan.mask, plan.output, *(term.term for walk in plan.passes for term in walk.accumulators))
@@ -79,11 +137,22 @@ class FakeBackend:
 
     def build(self, plan: Plan, workload: Workload, target: Target) -> FakeKernel:
         self.built.append(workload)
-        return FakeKernel(plan.program)
+        return FakeKernel(stream_program(plan.program, keep_detach=True), workload.saved)
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> FakeKernel:
         self.loaded += 1
-        return FakeKernel(read_program((folder / manifest["file"]).read_text()))
+        return FakeKernel(*pickle.loads((folder / manifest["file"]).read_bytes()))
+
+    def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        return []
+
+    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> FakeBackwardKernel:
+        self.backwards.append(FakeBackwardKernel(backward))
+        return self.backwards[-1]
+
+    def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> FakeBackwardKernel:
+        self.loaded += 1
+        return FakeBackwardKernel(pickle.loads((folder / manifest["file"]).read_bytes()))
 
     def toolchain(self) -> str:
         return json.dumps({"fake": 1})

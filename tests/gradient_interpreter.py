@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.analyse.gradient.backward import Contribution, Scatter, Walk
+from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Walk
 from attnc.analyse.gradient.derive import derive
 from attnc.analyse.lower import stream_program
 from attnc.ir.build import apply, index, read, reduce_keys
@@ -34,10 +34,20 @@ def gradients(
     plan = stream_program(program, keep_detach=True)
     backward = derive(plan)
     assert {f"saved_{name}" for name in backward.saved} <= {source.name for source in backward.reads}
-    known: dict[str, Tensor] = dict(inputs)
-    run = Run(program, tokens, known, params, extents, torch.float64)
+    run = Run(program, tokens, known := dict(inputs), params, extents, torch.float64)
     known["d_out"] = d_out
-    _save(run, plan, known)
+    save(run, plan, known)
+    execute(backward, run, known)
+    found = {name: torch.zeros_like(x) for name, x in zip("qkv", tokens, strict=True)}
+    found |= {name: torch.zeros_like(x) for name, x in inputs.items() if x.is_floating_point()}
+    found |= {parameter.name: torch.zeros((), dtype=torch.float64) for parameter in program.parameters}
+    for contribution in backward.contributions:
+        _add(run, contribution, known[contribution.result.name], found[contribution.name])
+    return found
+
+
+def execute(backward: Backward, run: Run, known: dict[str, Tensor]) -> None:
+    """Adds the result of every step to ``known``, which holds the inputs of ``run`` and what the backward reads."""
     for step in backward.steps:
         match step:
             case TokenMap(side="query"):
@@ -52,22 +62,16 @@ def gradients(
                 dims = [run.constant(dim) for dim in step.result.dims]
                 pairs = run.seen.pairs
                 at = (pairs.b, pairs.h, *(run.spread(x, pairs) for x in step.indices))
-                known[step.result.name] = d_out.new_zeros(dims).index_put_(
+                known[step.result.name] = torch.zeros(dims, dtype=run.dtype).index_put_(
                     at, run.spread(step.term, pairs), accumulate=True
                 )
             case Walk():
                 for one in step.sums:
                     summand = one.term if one.value is None else apply("mul", one.term, one.value)
                     known[one.result.name] = _sum_over_rows(run, run.spread(summand, run.seen.pairs))
-    found = {name: torch.zeros_like(x) for name, x in zip("qkv", tokens, strict=True)}
-    found |= {name: torch.zeros_like(x) for name, x in inputs.items() if x.is_floating_point()}
-    found |= {parameter.name: torch.zeros((), dtype=torch.float64) for parameter in program.parameters}
-    for contribution in backward.contributions:
-        _add(run, contribution, known[contribution.result.name], found[contribution.name])
-    return found
 
 
-def _save(run: Run, plan: Plan, known: dict[str, Tensor]) -> None:
+def save(run: Run, plan: Plan, known: dict[str, Tensor]) -> None:
     """The final states of the forward, and its output."""
     reads: dict[Node, Node] = {}
 

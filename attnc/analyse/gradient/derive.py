@@ -15,7 +15,17 @@ from typing import Literal as OneOf
 from typing import TypeAlias
 
 from attnc.analyse.algebra import Sign, sign_of
-from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Step, Sum, Walk, map_step, read_by, results_of
+from attnc.analyse.gradient.backward import (
+    Backward,
+    Contribution,
+    Scatter,
+    Step,
+    Sum,
+    Walk,
+    map_step,
+    read_by,
+    results_of,
+)
 from attnc.analyse.gradient.invariance import is_invariant
 from attnc.analyse.gradient.reverse import NotDifferentiable, reverse
 from attnc.analyse.gradient.rules import neg, over, plus, times
@@ -204,7 +214,10 @@ class _Walking:
 
 
 def _constant_shifts(plan: Plan, lse: bool) -> frozenset[Node]:
-    """The shifts that the output (and the log-sum-exp) is invariant to, whether their maxima run in the pass that uses them or before."""
+    """The shifts that the output (and the log-sum-exp) is invariant to.
+
+    Their maxima may run in the pass that uses them or before.
+    """
     maxima: set[Node] = set()
     known: dict[Node, Sign] = {}
     shifts: dict[str, Node] = {}
