@@ -12,7 +12,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from attnc.backends.triton.recipe import Extent, Launch, Recipe, Value
+from attnc.backends.triton.recipe import Buffer, Extent, Launch, Recipe, Value
 
 Number: TypeAlias = "int | float"
 Execute: TypeAlias = "Callable[[int, int, Callable[[Value], Tensor | Number]], None]"
@@ -94,45 +94,108 @@ def run(
     extents: Sequence[int],
     out: Tensor,
     lse: Tensor | None,
+    saved: Sequence[Tensor],
 ) -> None:
     """Run every kernel of a recipe in order, on the current stream.
 
     Tensors whose layout the kernels do not take are copied first: q, k and v O(tokens x width), inputs whose last
-    axis is not contiguous. ``out`` and ``lse`` go through a copy then.
+    axis is not contiguous. What is written goes through a copy then.
 
     Raises:
         SizeError: a size does not fit the kernels' counters.
     """
+    sizes = _sizes(recipe, q, k, extents)
+    if out.numel() == 0:
+        return
+    if sizes["N"] == 0:
+        out.zero_()
+        if lse is not None:
+            lse.fill_(-math.inf)
+        for tensor in saved:
+            tensor.zero_()
+        return
+    call, given = _call(recipe, q, k, v, inputs, parameters, sizes)
+    call.tensors["out"] = _laid_out(out, recipe.layouts["out"].align, copy=False)
+    written = dict(zip(recipe.saved, saved, strict=True)) | ({} if lse is None else {"lse": lse})
+    for name, tensor in written.items():
+        call.tensors[name] = _plain(tensor, tensor.dtype)
+    for at, launch in enumerate(recipe.launches):
+        _launch(at, launch, call, given, execute, lists)
+    _deliver(call, {"out": out} | written)
+
+
+def run_backward(
+    recipe: Recipe,
+    execute: Execute,
+    lists: TileLists,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[float],
+    extents: Sequence[int],
+    reads: Sequence[Tensor],
+    results: Sequence[Tensor],
+) -> None:
+    """The same for the recipe of a backward. Results of another dtype or layout than kernels write are copied."""
+    sizes = _sizes(recipe, q, k, extents)
+    if 0 in (sizes["B"], sizes["H"], sizes["M"], sizes["N"]):
+        for tensor in results:
+            tensor.zero_()
+        return
+    call, given = _call(recipe, q, k, v, inputs, parameters, sizes)
+    for name, tensor in zip(recipe.reads, reads, strict=True):
+        layout = recipe.layouts.get(name)
+        call.tensors[name] = _laid_out(tensor, layout.align) if layout else _last_contiguous(tensor)
+    written = {name: tensor for (name, _), tensor in zip(recipe.results, results, strict=True)}
+    for name, kind in recipe.results:
+        call.tensors[name] = _plain(written[name], TORCH_TYPES[kind])
+    for at, launch in enumerate(recipe.launches):
+        _launch(at, launch, call, given, execute, lists)
+    _deliver(call, written)
+
+
+def _sizes(recipe: Recipe, q: Tensor, k: Tensor, extents: Sequence[int]) -> dict[str, int]:
     (batch, heads, rows, _), (key_heads, keys) = q.shape, k.shape[1:3]
     sizes = {"B": batch, "H": heads, "G": key_heads, "M": rows, "N": keys}
     sizes |= dict(zip(recipe.extents, extents, strict=True))
     for name, size in sizes.items():
         if size > _LARGEST_SIZE:
             raise SizeError(f"{name} = {size} is beyond the {_LARGEST_SIZE} that kernels count to")
-    if out.numel() == 0:
-        return
-    if keys == 0:
-        out.zero_()
-        if lse is not None:
-            lse.fill_(-math.inf)
-        return
+    return sizes
+
+
+def _call(
+    recipe: Recipe,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[float],
+    sizes: dict[str, int],
+) -> tuple[Call, dict[str, Tensor]]:
+    """The names of a call, and its inputs as they were given."""
     call = Call({}, sizes, dict(zip(recipe.parameters, parameters, strict=True)))
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         layout = recipe.layouts.get(name)
         call.tensors[name] = _laid_out(tensor, layout.align) if layout else _last_contiguous(tensor)
     given = dict(zip(recipe.inputs, inputs, strict=True))
     call.tensors |= {name: _last_contiguous(tensor) for name, tensor in given.items()}
-    call.tensors["out"] = _laid_out(out, recipe.layouts["out"].align, copy=False)
-    if lse is not None:
-        call.tensors["lse"] = (
-            lse if lse.is_contiguous() else torch.empty_like(lse, memory_format=torch.contiguous_format)
-        )
-    for at, launch in enumerate(recipe.launches):
-        _launch(at, launch, call, given, execute, lists)
-    if call.tensors["out"] is not out:
-        out.copy_(call.tensors["out"])
-    if lse is not None and call.tensors["lse"] is not lse:
-        lse.copy_(call.tensors["lse"])
+    return call, given
+
+
+def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """``tensor``, or one like it to write to: of this dtype, aligned, with the strides of a new tensor."""
+    made = torch.empty(tensor.shape, dtype=dtype, device="meta")
+    fits = tensor.dtype == dtype and tensor.stride() == made.stride() and tensor.data_ptr() % 16 == 0
+    return tensor if fits else torch.empty(tensor.shape, dtype=dtype, device=tensor.device)
+
+
+def _deliver(call: Call, written: dict[str, Tensor]) -> None:
+    """Copy what was written elsewhere to where it is wanted."""
+    for name, tensor in written.items():
+        if call.tensors[name] is not tensor:
+            tensor.copy_(call.tensors[name])
 
 
 def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists) -> None:
@@ -144,12 +207,7 @@ def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execu
         call.tensors |= found
         return
     device = call.tensors["q"].device
-    made = {
-        buffer.name: torch.empty(
-            [call.extent(extent) for extent in buffer.extents], dtype=TORCH_TYPES[buffer.type], device=device
-        )
-        for buffer in launch.buffers
-    }
+    made = {buffer.name: _made(buffer, call, device) for buffer in launch.buffers}
     call.tensors |= made
     programs = math.prod(call.extent(extent) for extent in launch.grid)
     if programs > _LARGEST_SIZE:
@@ -157,6 +215,12 @@ def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execu
     execute(at, programs, call.bind)
     if key is not None:
         lists.keep(key, read, made)
+
+
+def _made(buffer: Buffer, call: Call, device: torch.device) -> Tensor:
+    like = call.tensors[buffer.like].shape if buffer.like else [call.extent(extent) for extent in buffer.extents]
+    make = torch.zeros if buffer.zeroed else torch.empty
+    return make(like, dtype=TORCH_TYPES[buffer.type], device=device)
 
 
 def _version(read: Sequence[Tensor], call: Call) -> tuple[object, ...] | None:

@@ -1,11 +1,11 @@
-"""The tables of chunks that the walk over the keys is given: what is loaded, multiplied and summed."""
+"""The tables of chunks that a walk over the pairs is given: what is loaded, multiplied and summed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from attnc.backends.triton.slots import StepResult
+from attnc.backends.triton.slots import Over, StepResult
 from attnc.backends.triton.vectors import Chunk, Part, chunks_of, part_of
 from attnc.ir.nodes import Dot
 from attnc.plan import Pass
@@ -26,44 +26,48 @@ class Tensors:
 
 
 class Chunks:
-    """The tables of one pass; equal chunks are loaded once. ``wide`` says of each accumulator whether its weights
+    """The tables of one walk; equal chunks are loaded once.
 
-    could overflow float16.
+    ``wide`` says of each accumulator whether its weights could overflow float16. The inner axis is that of the keys,
+    or of the rows.
     """
 
-    def __init__(
-        self, queries: Tensors, keys: Tensors, dots: Sequence[Dot], step: Pass, made: StepResult, wide: Sequence[bool]
-    ) -> None:
-        self._queries, self._keys = queries, keys
-        self._query_list: list[Chunk] = []
-        self._key_list: list[Chunk] = []
+    def __init__(self, over: Over, dots: Sequence[Dot], step: Pass, made: StepResult, wide: Sequence[bool]) -> None:
+        self.outers, self.inners = Tensors(), Tensors()
+        outer_side = "query" if over == "keys" else "key"
+        self._outer_list: list[Chunk] = []
+        self._inner_list: list[Chunk] = []
         table: list[tuple[int, int, bool, bool]] = []
         for dot in dots:
             a, b = (part_of(node) for node in (dot.a, dot.b))
             assert a is not None, "dots of other vectors were reported as unsupported"
             assert b is not None, "dots of other vectors were reported as unsupported"
-            a, b = (a, b) if a.side == "query" else (b, a)
+            a, b = (a, b) if a.side == outer_side else (b, a)
             pairs = list(zip(chunks_of(a), chunks_of(b), strict=True))
             for at, (left, right) in enumerate(pairs):
-                queries.place(left, a.head)
-                keys.place(right, b.head)
-                table.append((_at(self._query_list, left), _at(self._key_list, right), at == 0, at == len(pairs) - 1))
+                self.outers.place(left, a.head)
+                self.inners.place(right, b.head)
+                table.append((_at(self._outer_list, left), _at(self._inner_list, right), at == 0, at == len(pairs) - 1))
         self.dots = tuple(table)
-        self.values = len(self._key_list)
+        self.values = len(self._inner_list)
+        self.places: list[list[int]] = []
+        """Of each accumulator, where its chunks are in ``sums``."""
         sums: list[tuple[int, int, int, bool]] = []
         for one, weight, factor, is_wide in zip(step.accumulators, made.weights, made.factors, wide, strict=True):
             value = part_of(one.value)
             assert value is not None, "other values were reported as unsupported"
+            self.places.append([])
             for chunk in chunks_of(value):
-                keys.place(chunk, value.head)
-                sums.append((_at(self._key_list, chunk), weight, factor, is_wide))
+                self.inners.place(chunk, value.head)
+                self.places[-1].append(len(sums))
+                sums.append((_at(self._inner_list, chunk), weight, factor, is_wide))
         self.sums = tuple(sums)
 
-    def query_chunks(self) -> tuple[tuple[int, int, int, int], ...]:
-        return tuple((self._queries.names.index(c.tensor), c.lo, c.valid, c.padded) for c in self._query_list)
+    def outer_chunks(self) -> tuple[tuple[int, int, int, int], ...]:
+        return tuple((self.outers.names.index(c.tensor), c.lo, c.valid, c.padded) for c in self._outer_list)
 
-    def key_chunks(self) -> tuple[tuple[int, int, int, int], ...]:
-        return tuple((self._keys.names.index(c.tensor), c.lo, c.valid, c.padded) for c in self._key_list)
+    def inner_chunks(self) -> tuple[tuple[int, int, int, int], ...]:
+        return tuple((self.inners.names.index(c.tensor), c.lo, c.valid, c.padded) for c in self._inner_list)
 
 
 def _at(chunks: list[Chunk], chunk: Chunk) -> int:

@@ -7,9 +7,10 @@ from types import ModuleType
 from typing import Any
 
 from attnc.backends.protocol import Target, Workload
+from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates
 from attnc.backends.triton.families import template
-from attnc.backends.triton.lower import Lowered, lower_plan_to_recipe
+from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import Arguments, Launch, Value, leaves
 from attnc.backends.triton.report import Report, read_report

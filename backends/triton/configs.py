@@ -50,7 +50,8 @@ _32BIT: dict[str, tuple[tuple[int, Config], ...]] = {
 
 def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:
     """Configurations to try in order: a tile with all its stages and then fewer, which take less shared memory; then
-    a smaller tile, which takes fewer registers too."""
+    a smaller tile, which takes fewer registers too.
+    """
     table = (_32BIT if dtype == "f32" else _16BIT)[target.arch]
     config = next((config for widest, config in table if width <= widest), table[-1][1])
     if width > table[-1][0]:

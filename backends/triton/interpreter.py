@@ -8,8 +8,8 @@ from typing import Any
 import numpy
 from torch import Tensor
 
+from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.families import template
-from attnc.backends.triton.lower import Lowered
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import Arguments, Value
 

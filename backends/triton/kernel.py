@@ -40,8 +40,7 @@ class InterpretedKernel:
         lse: Tensor | None,
         saved: Sequence[Tensor] = (),
     ) -> None:
-        assert not saved
-        run(self.recipe, self.execute, self.lists, q, k, v, inputs, parameters, extents, out, lse)
+        run(self.recipe, self.execute, self.lists, q, k, v, inputs, parameters, extents, out, lse, saved)
 
     def save(self, folder: Path) -> Mapping[str, Any]:
         raise RuntimeError("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
@@ -78,7 +77,6 @@ class DeviceKernel:
         lse: Tensor | None,
         saved: Sequence[Tensor] = (),
     ) -> None:
-        assert not saved
         if not q.is_cuda:
             raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {q.device}")
 
@@ -86,7 +84,7 @@ class DeviceKernel:
             self.driver.start(at, programs, [bind(value) for value in self.programs[at].values], q.device)
 
         with torch.cuda.device(q.device):
-            run(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, out, lse)
+            run(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, out, lse, saved)
 
     def save(self, folder: Path) -> Mapping[str, Any]:
         ending = "cubin" if self.target.kind == "cuda" else "hsaco"

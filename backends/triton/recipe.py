@@ -43,11 +43,17 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Buffer:
-    """A contiguous tensor between kernels; ``type`` as in ``Value`` without the star."""
+    """A contiguous tensor between kernels; ``type`` as in ``Value`` without the star.
+
+    ``like`` names a tensor of the call that it has the shape of, instead of ``extents``. Memory that kernels add to is
+    ``zeroed`` first.
+    """
 
     name: str
     type: str
     extents: tuple[Extent, ...]
+    like: str = ""
+    zeroed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +100,9 @@ class Layout:
 class Recipe:
     """All kernels of a plan in the order they run.
 
-    ``tensors``, ``parameters`` and ``sizes`` name what a call passes, in order; ``layouts`` is by tensor.
+    ``inputs``, ``parameters`` and ``extents`` name what a call passes, in order; ``layouts`` is by tensor. ``saved``
+    are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
+    with the types its kernels write.
     """
 
     launches: tuple[Launch, ...]
@@ -102,6 +110,9 @@ class Recipe:
     parameters: tuple[str, ...]
     extents: tuple[str, ...]
     layouts: dict[str, Layout] = field(default_factory=dict)
+    saved: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
+    results: tuple[tuple[str, str], ...] = ()
 
 
 def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value]]:
@@ -121,6 +132,9 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "parameters": list(recipe.parameters),
         "extents": list(recipe.extents),
         "layouts": {name: layout.align for name, layout in recipe.layouts.items()},
+        "saved": list(recipe.saved),
+        "reads": list(recipe.reads),
+        "results": [list(one) for one in recipe.results],
         "launches": [_launch_to_json(launch) for launch in recipe.launches],
     }
 
@@ -132,7 +146,7 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
         "family": launch.family,
         "arguments": [[v.type, v.kind, v.name, v.dim, v.divisible] for v in values],
         "grid": [[e.size, e.block] for e in launch.grid],
-        "buffers": [[b.name, b.type, [[e.size, e.block] for e in b.extents]] for b in launch.buffers],
+        "buffers": [[b.name, b.type, [[e.size, e.block] for e in b.extents], b.like, b.zeroed] for b in launch.buffers],
         "reads": None if launch.reads is None else list(launch.reads),
         "warps": launch.warps,
     }
@@ -150,6 +164,9 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple(data["parameters"]),
         tuple(data["extents"]),
         {name: Layout(align) for name, align in data["layouts"].items()},
+        tuple(data["saved"]),
+        tuple(data["reads"]),
+        tuple((name, kind) for name, kind in data["results"]),
     )
 
 
@@ -162,7 +179,8 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
         slots={},
         grid=tuple(Extent(*fields) for fields in data["grid"]),
         buffers=tuple(
-            Buffer(name, kind, tuple(Extent(*fields) for fields in extents)) for name, kind, extents in data["buffers"]
+            Buffer(name, kind, tuple(Extent(*fields) for fields in extents), like, zeroed)
+            for name, kind, extents, like, zeroed in data["buffers"]
         ),
         reads=None if data["reads"] is None else tuple(data["reads"]),
         warps=data["warps"],

@@ -1,10 +1,12 @@
-"""The slot functions of the walk over the keys, printed from a pass of a plan."""
+"""The slot functions of a walk over the pairs, printed from a pass of a plan or from the sums of a gradient."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal as OneOf
+from typing import TypeAlias
 
 from attnc.analyse.visibility import Range
 from attnc.backends.triton.environment import Environment, identifier
@@ -17,6 +19,8 @@ from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass
 
 SEEN = "seen"
+Over: TypeAlias = OneOf["keys", "rows"]
+"""The inner axis of a walk."""
 
 
 @dataclass(slots=True)
@@ -52,15 +56,17 @@ def add_group(functions: Functions, group: Node) -> None:
     functions.add("GROUP", "b, h, env", printer, result, "The key/value head of query head `h`.")
 
 
-def add_ranges(functions: Functions, ranges: Sequence[Range]) -> None:
+def add_ranges(functions: Functions, ranges: Sequence[Range], over: Over) -> None:
     printer = functions.printer()
     fields = [node for one in ranges for node in (one.lo, one.hi, one.full_lo, one.full_hi)]
     printer.expect(*fields)
     texts = [text.text for text in printer.scalars(fields)]
     spans = [tuple_of(texts[at : at + 4]) for at in range(0, len(texts), 4)]
+    ends = "i_lo, i_hi" if over == "keys" else "j_lo, j_hi"
+    doc = "Keys that rows `i_lo..i_hi` see" if over == "keys" else "Row positions that see keys `j_lo..j_hi`"
     functions.add(
-        "RANGES", "b, h, g, i_lo, i_hi, env", printer, tuple_of(spans),
-        "Keys that rows `i_lo..i_hi` see: [lo, hi) some, [full_lo, full_hi) all.",
+        "RANGES", f"b, h, g, {ends}, env", printer, tuple_of(spans),
+        f"{doc}: [lo, hi) some, [full_lo, full_hi) all.",
     )  # fmt: skip
 
 
@@ -73,16 +79,17 @@ def add_tile_test(functions: Functions, slot: str, test: Node, doc: str) -> None
     functions.add(slot, "b, h, g, i_lo, i_hi, j_lo, j_hi, env", printer, result, doc)
 
 
-def row_reads(*roots: Node) -> tuple[Read, ...]:
-    """Reads that do not depend on the key: done once a tile of rows."""
+def outer_reads(over: Over, *roots: Node) -> tuple[Read, ...]:
+    """Reads that do not depend on the inner token: done once a tile of the outer axis."""
+    inner = "j" if over == "keys" else "i"
     found = [node for node in postorder(*roots) if isinstance(node, Read) and not node.is_vector]
-    return tuple(node for node in found if "j" not in node.axes)
+    return tuple(node for node in found if inner not in node.axes)
 
 
 def add_rows(functions: Functions, reads: Sequence[Read]) -> None:
     printer = functions.printer()
     texts = [text.text for text in printer.scalars(reads)]
-    functions.add("ROWS", "b, h, g, row, i, env", printer, tuple_of(texts), "What is read once a row.")
+    functions.add("ROWS", "b, h, g, row, i, j, env", printer, tuple_of(texts), "What is read once an outer token.")
 
 
 def _known_rows(printer: Printer, reads: Sequence[Read]) -> None:
@@ -235,11 +242,13 @@ def _finish_printer(functions: Functions, finish: Finish) -> Printer:
     return printer
 
 
-def add_finish(functions: Functions, finish: Finish, output: Node | None, hi: int) -> None:
-    """Write ``FINISH``: the output at a lane, or (``output`` is ``None``) the accumulators as they are."""
-    arguments = "sums, state, rows, b, h, g, row, i, lane, env"
+def add_finish(functions: Functions, finish: Finish, output: Node | None, hi: int, saved: Sequence[str] = ()) -> None:
+    """Write ``FINISH``: the output at a lane, or (``output`` is ``None``) the accumulators; then those ``saved``."""
+    arguments = "sums, state, rows, b, h, g, row, i, lane, env, AT: tl.constexpr"
+    kept = [f"sums[{finish.accumulators.index(name)}]" for name in saved]
     if output is None:
-        functions.add("FINISH", arguments, functions.printer(), "sums", "The accumulators as they are.")
+        texts = [f"sums[{at}]" for at in range(len(finish.accumulators))]
+        functions.add("FINISH", arguments, functions.printer(), tuple_of([*texts, *kept]), "The accumulators.")
         return
     printer = _finish_printer(functions, finish)
     for at, name in enumerate(finish.accumulators):
@@ -250,13 +259,35 @@ def add_finish(functions: Functions, finish: Finish, output: Node | None, hi: in
     result = printer.vector(output, Lane(Text("lane"), 0, hi)).text
     if finish.seen is not None:
         result = f"tl.where({printer.scalar(finish.seen).text}, {result}, 0.0)"
-    functions.add("FINISH", arguments, printer, f"({result},)", "The output at lanes `lane`.")
+    functions.add("FINISH", arguments, printer, tuple_of([result, *kept]), "The output at lanes `lane`.")
 
 
-def add_finish_rows(functions: Functions, finish: Finish, kept: Sequence[str], lse: Node | None) -> None:
-    """Write ``FINISH_ROWS``: the statistics ``kept`` for later kernels, then the log-sum-exp if it is wanted."""
+def add_scaled_finish(functions: Functions, vectors: Sequence[float], scalars: Sequence[float]) -> None:
+    """Write ``FINISH`` and ``FINISH_ROWS`` of sums that are only multiplied by numbers; outputs come one by one."""
+    printer = functions.printer()
+    for at, factor in enumerate(vectors):
+        value = "sums[0]" if factor == 1.0 else f"sums[0] * {factor!r}"
+        printer.lines.append(f"{'el' if at else ''}if AT == {at}:\n        scaled = {value}")
+    arguments = "sums, state, rows, b, h, g, row, i, lane, env, AT: tl.constexpr"
+    functions.add("FINISH", arguments, printer, "(scaled,)" if vectors else "()", "A sum at lanes `lane`.")
+    texts = [f"state[{at}][:, None]" + ("" if x == 1.0 else f" * {x!r}") for at, x in enumerate(scalars)]
+    functions.add(
+        "FINISH_ROWS", "state, rows, b, h, g, row, i, env", functions.printer(), tuple_of(texts), "Sums to write."
+    )  # fmt: skip
+
+
+def add_finish_rows(
+    functions: Functions, finish: Finish, kept: Sequence[str], saved: Mapping[str, bool], lse: Node | None
+) -> None:
+    """Write ``FINISH_ROWS``: statistics ``kept`` for later kernels, those ``saved``, the log-sum-exp if it is wanted.
+
+    ``saved`` says of each whether it is a maximum: 0 is saved for one that has not been set.
+    """
     printer = _finish_printer(functions, finish)
     texts = [printer.scalar(state_node(name)).text for name in kept]
+    for name, is_maximum in saved.items():
+        value = printer.scalar(state_node(name)).text
+        texts.append(f"tl.where({value} > lib.LOWEST, {value}, 0.0)" if is_maximum else value)
     if lse is not None:
         printer.expect(lse)
         value = printer.scalar(lse).text

@@ -22,8 +22,6 @@ def find_problems(plan: Plan, workload: Workload, target: Target) -> Iterator[Un
         return
     if workload.dtype == "f64":
         yield Unsupported("GPU kernels compute in f32: float64 q, k and v run on the CPU", plan.output)
-    if workload.saved:
-        yield Unsupported("Triton kernels do not write what a backward needs yet", plan.output)
     if plan.program.branches or plan.program.body.routes:
         yield Unsupported("branches and routes have no Triton kernels yet", plan.output)
         return

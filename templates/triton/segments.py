@@ -1,20 +1,23 @@
-"""Which key tiles a tile of rows visits: disjoint runs of tile indices, or lists built on the device."""
+"""Which tiles along the inner axis a tile of the outer axis visits, as disjoint runs of tile indices."""
 
 import triton
 import triton.language as tl
 
 
 @triton.jit
-def in_tiles(span, N, BLOCK_N: tl.constexpr):
-    """A range of keys as tile indices ``(first, full_first, full_end, end)`` that ascend, clipped to the N keys."""
-    lo = tl.minimum(tl.maximum(span[0], 0), N).to(tl.int32)
-    hi = tl.minimum(tl.maximum(span[1], 0), N).to(tl.int32)
-    full_lo = tl.minimum(tl.maximum(span[2], lo), N).to(tl.int32)
-    full_hi = tl.minimum(tl.maximum(span[3], lo), hi).to(tl.int32)
-    first = lo // BLOCK_N
-    end = tl.where(hi > lo, (hi + BLOCK_N - 1) // BLOCK_N, first)
-    full_first = tl.minimum((full_lo + BLOCK_N - 1) // BLOCK_N, end)
-    full_end = tl.maximum(full_hi // BLOCK_N, full_first)
+def in_tiles(span, origin, COUNT, BLOCK: tl.constexpr):
+    """A range of positions as tile indices ``(first, full_first, full_end, end)`` that ascend.
+
+    ``origin`` is the position of the first of the ``COUNT`` tokens; the range is clipped to them.
+    """
+    lo = tl.minimum(tl.maximum(span[0] - origin, 0), COUNT).to(tl.int32)
+    hi = tl.minimum(tl.maximum(span[1] - origin, 0), COUNT).to(tl.int32)
+    full_lo = tl.minimum(tl.maximum(span[2] - origin, lo), COUNT).to(tl.int32)
+    full_hi = tl.minimum(tl.maximum(span[3] - origin, lo), hi).to(tl.int32)
+    first = lo // BLOCK
+    end = tl.where(hi > lo, (hi + BLOCK - 1) // BLOCK, first)
+    full_first = tl.minimum((full_lo + BLOCK - 1) // BLOCK, end)
+    full_end = tl.maximum(full_hi // BLOCK, full_first)
     return first, full_first, full_end, end
 
 
@@ -47,16 +50,16 @@ def in_order(runs, LATER: tl.constexpr, AT: tl.constexpr):
 
 
 @triton.jit
-def disjoint(spans, N, BLOCK_N: tl.constexpr):
-    """Ranges of keys, overlapping and in any order, as ascending runs of tiles without a common tile."""
+def disjoint(spans, origin, COUNT, BLOCK: tl.constexpr):
+    """Ranges of positions, overlapping and in any order, as ascending runs of tiles without a common tile."""
     runs = ()
     for r in tl.static_range(len(spans)):
-        runs = runs + (in_tiles(spans[r], N, BLOCK_N),)
+        runs = runs + (in_tiles(spans[r], origin, COUNT, BLOCK),)
     for a in tl.static_range(len(spans)):
         for b in tl.static_range(a + 1, len(spans)):
             runs = in_order(runs, b, a)
     apart = ()
-    done = N * 0
+    done = COUNT * 0
     for r in tl.static_range(len(spans)):
         first, full_first, full_end, end = runs[r]
         first = tl.maximum(first, done)

@@ -1,33 +1,38 @@
-"""One walk over the keys: the kernel of the families ``stream`` and ``twopass``.
+"""One walk over the pairs: the kernel of the families ``stream`` and ``twopass``, and of gradients.
 
-A program holds a tile of ``BLOCK_M`` query rows, walks the key tiles its rows can see (first those that need no
-mask, then the others), and carries row statistics and accumulators. A spec decides what is in the slots:
+A program holds a tile of ``BLOCK`` tokens of the outer axis, walks the tiles of the inner axis that they can see or be
+seen by (first those that need no mask, then the others), and carries statistics and accumulators of its tokens. The
+outer axis is the query rows, or, with ``OVER_ROWS``, the keys. A spec decides what is in the slots:
 
 ``GROUP(b, h, env)``
     the key/value head.
-``RANGES(b, h, g, i_lo, i_hi, env)``
-    ranges of keys ``(lo, hi, full_lo, full_hi)`` that rows ``i_lo..i_hi`` see; not called where ``LISTED``.
-``ROWS(b, h, g, row, i, env)``
-    what depends on the row alone and is needed for every key tile, ``[BLOCK_M, 1]`` each.
+``RANGES(b, h, g, lo, hi, env)``
+    ranges of inner positions ``(lo, hi, full_lo, full_hi)`` that outer positions ``lo..hi`` see; not called where
+    ``LISTED``.
+``ROWS(b, h, g, row, i, j, env)``
+    what depends on the outer token alone and is needed for every tile, ``[BLOCK, 1]`` each.
 ``VISIBLE(inside, dots, rows, b, h, g, row, i, j, env)``
-    the mask over the pairs of a tile; ``inside`` says which keys exist.
+    the mask over the pairs of a tile; ``inside`` says which inner tokens exist.
 ``STEP(dots, visible, rows, b, h, g, row, i, j, state, env, MASKED)``
     the new state, the factors of what was accumulated relative to a shift, and the weights of the tile.
-``FINISH(sums, state, rows, b, h, g, row, i, lane, env)``
-    the vectors to write, at lanes ``lane``.
+``FINISH(sums, state, rows, b, h, g, row, i, lane, env, AT)``
+    the vectors of the outputs ``AT``, at lanes ``lane``.
 ``FINISH_ROWS(state, rows, b, h, g, row, i, env)``
-    the numbers a row to write, ``[BLOCK_M, 1]`` each.
+    the numbers a token to write, ``[BLOCK, 1]`` each.
 
 Slots get positions and never make them (no ``arange``), so that they serve kernels with explicit layouts too:
-``row`` and ``i`` are ``[BLOCK_M, 1]``, ``j`` is ``[1, BLOCK_N]``, the parts of ``state`` are ``[BLOCK_M]``, ``b h g``
-are scalars. Rows and keys past the end repeat the last one, and are neither counted nor written.
+those of the outer axis are ``[BLOCK, 1]``, those of the inner ``[1, INNER_BLOCK]``, the parts of ``state`` are
+``[BLOCK]``, ``b h g`` are scalars. Outer positions stand for the inner ones where there are none. Tokens past the end
+repeat the last one; past the inner end they are not counted, past the outer not written.
 ``env`` holds the run-time numbers and tensors that the slots use.
 
-``PER_QUERY_HEAD`` says of each key tensor whether it has a head for each query head. ``lists`` come from ``tiles``.
+``OUTER_HEADS`` and ``INNER_HEADS`` say of each tensor whether it has a head for each query head. ``lists`` come from
+``tiles``.
 
 Vectors come in chunks of a power of two lanes ``(source, lo, valid, padded)``; ``DOTS`` lists the products of
-chunks ``(query chunk, key chunk, starts a dot, ends it)``, ``SUMS`` the accumulator chunks ``(key chunk, weight,
+chunks ``(outer chunk, inner chunk, starts a dot, ends it)``, ``SUMS`` the accumulator chunks ``(inner chunk, weight,
 rescale factor or -1, wide)``, where a wide sum is taken in tf32 because its weights could overflow in float16.
+``OUTPUTS`` lists what is written: ``(lo, valid, padded, sums, outs)``, from which sums to which tensors.
 """
 
 import triton
@@ -62,23 +67,14 @@ def add_product(total, a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def load_key_chunks(
-    keys,
-    b,
-    h,
-    g,
-    first,
-    at,
-    FIRST: tl.constexpr,
-    LAST: tl.constexpr,
-    CHUNKS: tl.constexpr,
-    PER_QUERY_HEAD: tl.constexpr,
+def load_chunks(
+    tensors, b, h, g, first, at, FIRST: tl.constexpr, LAST: tl.constexpr, CHUNKS: tl.constexpr, HEADS: tl.constexpr
 ):
-    """The chunks ``FIRST..LAST`` of the keys ``first + at``."""
+    """The chunks ``FIRST..LAST`` of the tokens ``first + at``."""
     loaded = ()
     for c in tl.static_range(FIRST, LAST):
-        pointer, stride_b, stride_head, stride_token = keys[CHUNKS[c][0]]
-        head = h if PER_QUERY_HEAD[CHUNKS[c][0]] else g
+        pointer, stride_b, stride_head, stride_token = tensors[CHUNKS[c][0]]
+        head = h if HEADS[CHUNKS[c][0]] else g
         base = pointer + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_head
         base += first.to(tl.int64) * stride_token
         loaded = loaded + (load_chunk(base, at, stride_token, CHUNKS, c),)
@@ -86,54 +82,72 @@ def load_key_chunks(
 
 
 @triton.jit
+def multiply(outer, inner, BLOCK: tl.constexpr, INNER_BLOCK: tl.constexpr, DOTS: tl.constexpr, PRECISION: tl.constexpr):
+    """The dot products over the pairs of a tile, ``[BLOCK, INNER_BLOCK]`` each."""
+    dots = ()
+    for x in tl.static_range(len(DOTS)):
+        if DOTS[x][2]:
+            dot = tl.full([BLOCK, INNER_BLOCK], 0.0, tl.float32)
+        dot = add_product(dot, outer[DOTS[x][0]], inner[DOTS[x][1]].T, PRECISION)
+        if DOTS[x][3]:
+            dots = dots + (dot,)
+    return dots
+
+
+@triton.jit
+def positions(outer, inner, M, N, OVER_ROWS: tl.constexpr):
+    """``row, i, j`` of outer and inner tokens."""
+    row = outer
+    j = inner
+    if OVER_ROWS:
+        row = inner
+        j = outer
+    return row, row + (N - M), j
+
+
+@triton.jit
 def visit(
     tile,
-    queries,
-    keys,
+    outer,
+    inners,
     rows,
     b,
     h,
     g,
-    row,
-    i,
+    token,
     state,
     sums,
     env,
+    M,
     N,
     MASKED: tl.constexpr,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    KEY_CHUNKS: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER_BLOCK: tl.constexpr,
+    INNER_CHUNKS: tl.constexpr,
     VALUES: tl.constexpr,
     DOTS: tl.constexpr,
     SUMS: tl.constexpr,
-    PER_QUERY_HEAD: tl.constexpr,
+    INNER_HEADS: tl.constexpr,
     PRECISION: tl.constexpr,
     VISIBLE: tl.constexpr,
     STEP: tl.constexpr,
 ):
-    """The state and the sums after the keys of one tile."""
-    first = tile * BLOCK_N
-    at = tl.arange(0, BLOCK_N)
-    inside = (first + at < N)[None, :]
+    """The state and the sums after the inner tokens of one tile."""
+    count = M if OVER_ROWS else N
+    first = tile * INNER_BLOCK
+    at = tl.arange(0, INNER_BLOCK)
+    inside = (first + at < count)[None, :]
     if MASKED:
-        at = tl.minimum(at, N - 1 - first)
-    j = (first + at)[None, :]
-    loaded = load_key_chunks(keys, b, h, g, first, at, 0, VALUES, KEY_CHUNKS, PER_QUERY_HEAD)
-    dots = ()
-    for x in tl.static_range(len(DOTS)):
-        if DOTS[x][2]:
-            dot = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
-        dot = add_product(dot, queries[DOTS[x][0]], loaded[DOTS[x][1]].T, PRECISION)
-        if DOTS[x][3]:
-            dots = dots + (dot,)
+        at = tl.minimum(at, count - 1 - first)
+    row, i, j = positions(token, (first + at)[None, :], M, N, OVER_ROWS)
+    loaded = load_chunks(inners, b, h, g, first, at, 0, VALUES, INNER_CHUNKS, INNER_HEADS)
+    dots = multiply(outer, loaded, BLOCK, INNER_BLOCK, DOTS, PRECISION)
     visible = inside
     if MASKED:
         visible = VISIBLE(inside, dots, rows, b, h, g, row, i, j, env)
     state, factors, weights = STEP(dots, visible, rows, b, h, g, row, i, j, state, env, MASKED)
-    loaded = loaded + load_key_chunks(
-        keys, b, h, g, first, at, VALUES, len(KEY_CHUNKS), KEY_CHUNKS, PER_QUERY_HEAD
-    )  # fmt: skip
+    loaded = loaded + load_chunks(inners, b, h, g, first, at, VALUES, len(INNER_CHUNKS), INNER_CHUNKS, INNER_HEADS)
     new_sums = ()
     for s in tl.static_range(len(SUMS)):
         total = sums[s]
@@ -151,8 +165,8 @@ def visit(
 
 @triton.jit
 def stream(
-    queries,
-    keys,
+    outers,
+    inners,
     outs,
     row_outs,
     lists,
@@ -160,20 +174,22 @@ def stream(
     H,
     M,
     N,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER_BLOCK: tl.constexpr,
     STAGES: tl.constexpr,
     LISTED: tl.constexpr,
     LISTS_PER_BATCH: tl.constexpr,
     LISTS_PER_HEAD: tl.constexpr,
-    PER_QUERY_HEAD: tl.constexpr,
-    QUERY_CHUNKS: tl.constexpr,
-    KEY_CHUNKS: tl.constexpr,
+    OUTER_HEADS: tl.constexpr,
+    INNER_HEADS: tl.constexpr,
+    OUTER_CHUNKS: tl.constexpr,
+    INNER_CHUNKS: tl.constexpr,
     VALUES: tl.constexpr,
     DOTS: tl.constexpr,
     SUMS: tl.constexpr,
     STARTS: tl.constexpr,
-    OUT_CHUNKS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
     PRECISION: tl.constexpr,
     GROUP: tl.constexpr,
     RANGES: tl.constexpr,
@@ -183,47 +199,50 @@ def stream(
     FINISH: tl.constexpr,
     FINISH_ROWS: tl.constexpr,
 ):
-    """Grid: one program for each tile of rows, head and batch row. ``keys[:VALUES]`` feed the dot products."""
-    tiles = tl.cdiv(M, BLOCK_M)
+    """Grid: a program for each outer tile, query head and batch row. ``inners[:VALUES]`` feed the dot products."""
+    outer_count = N if OVER_ROWS else M
+    inner_count = M if OVER_ROWS else N
+    inner_origin = N - M if OVER_ROWS else 0
+    outer_origin = 0 if OVER_ROWS else N - M
+    tiles = tl.cdiv(outer_count, BLOCK)
     program = tl.program_id(0)
-    tile_m = tiles - 1 - program % tiles
+    outer_tile = program % tiles
+    if not OVER_ROWS:
+        outer_tile = tiles - 1 - outer_tile
     h = program // tiles % H
     b = program // tiles // H
     g = GROUP(b, h, env)
-    first = tile_m * BLOCK_M
-    at = tl.minimum(tl.arange(0, BLOCK_M), M - 1 - first)
-    row = (first + at)[:, None]
-    i = row + (N - M)
-    rows = ROWS(b, h, g, row, i, env)
+    first = outer_tile * BLOCK
+    at = tl.minimum(tl.arange(0, BLOCK), outer_count - 1 - first)
+    token = (first + at)[:, None]
+    row, i, j = positions(token, token, M, N, OVER_ROWS)
+    rows = ROWS(b, h, g, row, i, j, env)
 
-    query = ()
-    for c in tl.static_range(len(QUERY_CHUNKS)):
-        pointer, stride_b, stride_h, stride_row = queries[QUERY_CHUNKS[c][0]]
-        base = pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h + first.to(tl.int64) * stride_row
-        query = query + (load_chunk(base, at, stride_row, QUERY_CHUNKS, c),)
+    outer = load_chunks(outers, b, h, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS)
     state = ()
     for s in tl.static_range(len(STARTS)):
-        state = state + (tl.full([BLOCK_M], STARTS[s], tl.float32),)
+        state = state + (tl.full([BLOCK], STARTS[s], tl.float32),)
     sums = ()
     for s in tl.static_range(len(SUMS)):
-        sums = sums + (tl.full([BLOCK_M, KEY_CHUNKS[SUMS[s][0]][3]], 0.0, tl.float32),)
+        sums = sums + (tl.full([BLOCK, INNER_CHUNKS[SUMS[s][0]][3]], 0.0, tl.float32),)
 
     if LISTED:
         full_list, masked_list, counts = lists
-        line = tile_m
+        line = outer_tile
         if LISTS_PER_BATCH and LISTS_PER_HEAD:
             line += (b * H + h) * tiles
         elif LISTS_PER_BATCH:
             line += b * tiles
         elif LISTS_PER_HEAD:
             line += h * tiles
-        full_list += line.to(tl.int64) * tl.cdiv(N, BLOCK_N)
-        masked_list += line.to(tl.int64) * tl.cdiv(N, BLOCK_N)
+        full_list += line.to(tl.int64) * tl.cdiv(inner_count, INNER_BLOCK)
+        masked_list += line.to(tl.int64) * tl.cdiv(inner_count, INNER_BLOCK)
         full = tl.load(counts + line * 2)
         masked = tl.load(counts + line * 2 + 1)
     else:
-        i_hi = tl.minimum(first + BLOCK_M, M) - 1 + N - M
-        runs = disjoint(RANGES(b, h, g, first + N - M, i_hi, env), N, BLOCK_N)
+        hi = tl.minimum(first + BLOCK, outer_count) - 1 + outer_origin
+        spans = RANGES(b, h, g, first + outer_origin, hi, env)
+        runs = disjoint(spans, inner_origin, inner_count, INNER_BLOCK)
         full = count_full(runs)
         masked = count_masked(runs)
 
@@ -233,8 +252,8 @@ def stream(
         else:
             tile = full_tile(runs, t)
         state, sums = visit(
-            tile, query, keys, rows, b, h, g, row, i, state, sums, env, N,
-            False, BLOCK_M, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
+            tile, outer, inners, rows, b, h, g, token, state, sums, env, M, N, False, OVER_ROWS, BLOCK, INNER_BLOCK,
+            INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION, VISIBLE, STEP,
         )  # fmt: skip
     for t in tl.range(0, masked, num_stages=STAGES):
         if LISTED:
@@ -242,25 +261,25 @@ def stream(
         else:
             tile = masked_tile(runs, t)
         state, sums = visit(
-            tile, query, keys, rows, b, h, g, row, i, state, sums, env, N,
-            True, BLOCK_M, BLOCK_N, KEY_CHUNKS, VALUES, DOTS, SUMS, PER_QUERY_HEAD, PRECISION, VISIBLE, STEP,
+            tile, outer, inners, rows, b, h, g, token, state, sums, env, M, N, True, OVER_ROWS, BLOCK, INNER_BLOCK,
+            INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION, VISIBLE, STEP,
         )  # fmt: skip
 
-    at = tl.arange(0, BLOCK_M)
-    exists = first + at < M
+    at = tl.arange(0, BLOCK)
+    exists = first + at < outer_count
     numbers = FINISH_ROWS(state, rows, b, h, g, row, i, env)
     for r in tl.static_range(len(row_outs)):
-        line = row_outs[r] + (b.to(tl.int64) * H + h) * M + first + at
+        line = row_outs[r] + (b.to(tl.int64) * H + h) * outer_count + first + at
         tl.store(line[:, None], numbers[r], mask=exists[:, None])
-    for c in tl.static_range(len(OUT_CHUNKS)):
-        lane = tl.arange(0, OUT_CHUNKS[c][2])
+    for c in tl.static_range(len(OUTPUTS)):
+        lane = tl.arange(0, OUTPUTS[c][2])
         parts = ()
-        for s in tl.static_range(c, len(SUMS), len(OUT_CHUNKS)):
-            parts = parts + (sums[s],)
-        vectors = FINISH(parts, state, rows, b, h, g, row, i, (OUT_CHUNKS[c][0] + lane)[None, :], env)
-        for o in tl.static_range(len(outs)):
-            pointer, stride_b, stride_h, stride_row = outs[o]
-            base = pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h + first.to(tl.int64) * stride_row
-            address = base + at[:, None] * stride_row + (OUT_CHUNKS[c][0] + lane)[None, :]
-            kept = exists[:, None] & (lane < OUT_CHUNKS[c][1])[None, :]
+        for s in tl.static_range(len(OUTPUTS[c][3])):
+            parts = parts + (sums[OUTPUTS[c][3][s]],)
+        vectors = FINISH(parts, state, rows, b, h, g, row, i, (OUTPUTS[c][0] + lane)[None, :], env, c)
+        for o in tl.static_range(len(OUTPUTS[c][4])):
+            pointer, stride_b, stride_h, stride_token = outs[OUTPUTS[c][4][o]]
+            base = pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h + first.to(tl.int64) * stride_token
+            address = base + at[:, None] * stride_token + (OUTPUTS[c][0] + lane)[None, :]
+            kept = exists[:, None] & (lane < OUTPUTS[c][1])[None, :]
             tl.store(address, vectors[o].to(pointer.dtype.element_ty), mask=kept)

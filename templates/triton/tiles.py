@@ -1,13 +1,14 @@
-"""Which key tiles a tile of rows visits, where the mask's form alone does not say: lists built on the device.
+"""Which inner tiles an outer tile visits, where the mask's form alone does not say: lists built on the device.
 
-For each tile of rows, the indices of its key tiles with only visible pairs and of those with some. Memory is
-proportional to the number of tiles.
+For each tile of rows, the indices of its key tiles with only visible pairs and of those with some; with ``OVER_ROWS``
+the same for tiles of keys and their tiles of rows. Memory is proportional to the number of tiles.
 """
 
 import triton
 import triton.language as tl
 
 from attnc.templates.triton.segments import disjoint
+from attnc.templates.triton.stream import positions
 
 
 @triton.jit
@@ -19,8 +20,9 @@ def tiles(
     H,
     M,
     N,
-    BLOCK_M: tl.constexpr,
-    BLOCK_N: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     LOOK: tl.constexpr,
     GROUP: tl.constexpr,
@@ -30,47 +32,57 @@ def tiles(
     ROWS: tl.constexpr,
     VISIBLE: tl.constexpr,
 ):
-    """Grid: one program for each tile of rows, head (if ``HEADS``) and batch row (if the mask varies with it).
+    """Grid: one program for each outer tile, head (if ``HEADS``) and batch row (if the mask varies with it).
 
     ``EMPTY`` and ``FULL`` ``(b, h, g, i_lo, i_hi, j_lo, j_hi, env)`` settle a tile without looking at its pairs; where
     neither does, ``LOOK`` says whether to evaluate the mask.
     """
-    tiles_m = tl.cdiv(M, BLOCK_M)
+    outer_count = N if OVER_ROWS else M
+    inner_count = M if OVER_ROWS else N
+    inner_origin = N - M if OVER_ROWS else 0
+    outer_origin = 0 if OVER_ROWS else N - M
+    outer_tiles = tl.cdiv(outer_count, BLOCK)
     program = tl.program_id(0)
-    tile_m = program % tiles_m
+    outer_tile = program % outer_tiles
     if HEADS:
-        h = program // tiles_m % H
-        b = program // tiles_m // H
+        h = program // outer_tiles % H
+        b = program // outer_tiles // H
     else:
         h = program * 0
-        b = program // tiles_m
+        b = program // outer_tiles
     g = GROUP(b, h, env)
-    first = tile_m * BLOCK_M
-    row = tl.minimum(first + tl.arange(0, BLOCK_M), M - 1)[:, None]
-    i = row + (N - M)
-    i_lo = first + N - M
-    i_hi = tl.minimum(first + BLOCK_M, M) - 1 + N - M
-    rows = ROWS(b, h, g, row, i, env)
-    runs = disjoint(RANGES(b, h, g, i_lo, i_hi, env), N, BLOCK_N)
-    full_list += program.to(tl.int64) * tl.cdiv(N, BLOCK_N)
-    masked_list += program.to(tl.int64) * tl.cdiv(N, BLOCK_N)
+    first = outer_tile * BLOCK
+    token = tl.minimum(first + tl.arange(0, BLOCK), outer_count - 1)[:, None]
+    lo = first + outer_origin
+    hi = tl.minimum(first + BLOCK, outer_count) - 1 + outer_origin
+    row, i, j = positions(token, token, M, N, OVER_ROWS)
+    rows = ROWS(b, h, g, row, i, j, env)
+    runs = disjoint(RANGES(b, h, g, lo, hi, env), inner_origin, inner_count, INNER_BLOCK)
+    full_list += program.to(tl.int64) * tl.cdiv(inner_count, INNER_BLOCK)
+    masked_list += program.to(tl.int64) * tl.cdiv(inner_count, INNER_BLOCK)
     full_count = program * 0
     masked_count = program * 0
     for r in tl.static_range(len(runs)):
         for tile in tl.range(runs[r][0], runs[r][3]):
-            j_lo = tile * BLOCK_N
-            j_hi = tl.minimum(j_lo + BLOCK_N, N) - 1
-            whole = j_lo + BLOCK_N <= N
-            full = FULL(b, h, g, i_lo, i_hi, j_lo, j_hi, env) & (i_lo <= i_hi)
-            empty = EMPTY(b, h, g, i_lo, i_hi, j_lo, j_hi, env) & (i_lo <= i_hi)
+            inner_first = tile * INNER_BLOCK
+            inner_lo = inner_first + inner_origin
+            inner_hi = tl.minimum(inner_first + INNER_BLOCK, inner_count) - 1 + inner_origin
+            whole = inner_first + INNER_BLOCK <= inner_count
+            if OVER_ROWS:
+                full = FULL(b, h, g, inner_lo, inner_hi, lo, hi, env) & (lo <= hi)
+                empty = EMPTY(b, h, g, inner_lo, inner_hi, lo, hi, env) & (lo <= hi)
+            else:
+                full = FULL(b, h, g, lo, hi, inner_lo, inner_hi, env) & (lo <= hi)
+                empty = EMPTY(b, h, g, lo, hi, inner_lo, inner_hi, env) & (lo <= hi)
             if LOOK:
                 if (full | empty) == 0:
-                    raw = j_lo + tl.arange(0, BLOCK_N)
-                    inside = (raw < N)[None, :]
-                    j = tl.minimum(raw, N - 1)[None, :]
+                    raw = inner_first + tl.arange(0, INNER_BLOCK)
+                    inside = (raw < inner_count)[None, :]
+                    inner = tl.minimum(raw, inner_count - 1)[None, :]
+                    row, i, j = positions(token, inner, M, N, OVER_ROWS)
                     visible = VISIBLE(inside, (), rows, b, h, g, row, i, j, env)
-                    seen = tl.sum(tl.sum((visible & (row >= 0)).to(tl.int32), 1), 0)
-                    full = seen == BLOCK_M * BLOCK_N
+                    seen = tl.sum(tl.sum((visible & (row >= 0) & (j >= 0)).to(tl.int32), 1), 0)
+                    full = seen == BLOCK * INNER_BLOCK
                     empty = seen == 0
             full = full & whole
             masked = (full | empty) == 0
