@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import strategies as make
-from attnc.grammar.source import Source, Span
 from hypothesis import given, settings
 from strategies import I, J, K, M, N, Q, V, both, program
 
+from attnc.grammar.source import Source, Span
 from attnc.ir.build import IllTyped, apply, branch_output, dot, literal, param, read, size, slice_, state, token
 from attnc.ir.fold import fold
 from attnc.ir.nodes import Apply, Axes, Input, Kind, Literal, Node, Reduce, Size
