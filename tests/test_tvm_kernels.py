@@ -15,10 +15,14 @@ pytest.importorskip("tvm")
 
 from tvm_cases import CPU, build, call
 
+from attnc.analyse.lower import lower_program_to_plan
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.tvm import TvmBackend
 from attnc.backends.tvm import compile as compile_module
+from attnc.backends.tvm.compile import compile_plan
+from attnc.backends.tvm.kernel import CpuKernel
 from attnc.backends.tvm.link import link
+from attnc.backends.tvm.machine import flags
 
 SPEC = "input slope: real[H] mask causal query rope(q, i) score dot(q, k) * scale + slope[h] * (j - i)"
 
@@ -87,8 +91,6 @@ def test_texts(seed: int) -> None:
 
 def test_kernels_for_another_processor_build_and_do_not_run(tmp_path: Path, seed: int) -> None:
     made = call("mask causal", seed)
-    from attnc.analyse.lower import lower_program_to_plan
-
     kernel = TvmBackend().build(lower_program_to_plan(made.program), made.workload(), Target("cpu", "haswell"))
     assembly = kernel.texts["kernel.s"]
     assert "%ymm" in assembly
@@ -97,11 +99,27 @@ def test_kernels_for_another_processor_build_and_do_not_run(tmp_path: Path, seed
         made.run(kernel)
 
 
+@pytest.mark.skipif("avx2" not in flags(), reason="runs code for older processors of this kind")
+@pytest.mark.parametrize("processor", ["haswell", "x86-64"])
+@pytest.mark.parametrize(("dtype", "M"), [("f32", 70), ("bf16", 7), ("f64", 38)])
+def test_shorter_vectors(processor: str, dtype: str, M: int, seed: int) -> None:
+    """Processors with fewer and shorter registers cut tiles differently."""
+    made = call(SPEC, seed, dtype=dtype, M=M, N=75, lse=True)
+    plan = lower_program_to_plan(made.program)
+    built = compile_plan(plan, made.workload(), Target("cpu", processor))
+    made.compare(kernel=CpuKernel(built._code, built._layout, built._maps, ""))
+
+
+def test_a_damaged_library_is_an_error_of_the_system(tmp_path: Path, seed: int) -> None:
+    manifest = call("", seed).kernel().save(tmp_path)
+    (tmp_path / "kernel.so").write_bytes(b"not a library")
+    with pytest.raises(OSError, match=r"kernel\.so"):
+        TvmBackend().load(tmp_path, manifest)
+
+
 def test_without_a_linker_kernels_run_but_are_not_saved(
     tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from attnc.analyse.lower import lower_program_to_plan
-
     made = call("mask causal", seed)
     monkeypatch.setenv("PATH", str(tmp_path))
     kernel = TvmBackend().build(lower_program_to_plan(made.program), made.workload(), CPU)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +12,7 @@ from hypothesis import strategies as st
 pytest.importorskip("tvm")
 
 from triton_cases import CASES, find
-from tvm_cases import CPU, Call, build, call, specialized
+from tvm_cases import CPU, build, call, specialized
 
 from attnc.analyse.lower import lower_program_to_plan
 from attnc.backends.protocol import Workload
@@ -22,9 +21,9 @@ from attnc.backends.tvm import TvmBackend
 SLIDING = "mask causal and i - j < 20"
 
 
-@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
-def test_case_in_float32(case: object, seed: int) -> None:
-    c = find(case.name)  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", [case.name for case in CASES])
+def test_case_in_float32(name: str, seed: int) -> None:
+    c = find(name)
     made = call(c.spec, seed, made=c.made, params=c.params, extents=c.extents, lse=c.lse, **c.all_sizes)
     made.compare(c.loose)
 
@@ -142,10 +141,29 @@ def test_threads(seed: int) -> None:
     torch.testing.assert_close(alone, together, rtol=0, atol=0)
 
 
+RELATIVE = "input rel: real[H, 99, D] mask window(30) score (dot(q, k) + dot(q, rel[h, j - i + 49, :])) * scale"
+BY_PAIR = [
+    RELATIVE,
+    "mask causal value exp(q * 0.1 * v)",
+    "input rel: real[99, E] mask window(30) value v + rel[j - i + 49, :]",
+    "score max_d(q * k)",
+    "mask sum_d(sign(q) * sign(k)) > 1.5",
+]
+
+
+@pytest.mark.parametrize("M", [3, 37])
+@pytest.mark.parametrize("spec", BY_PAIR)
+def test_vectors_of_a_pair(spec: str, M: int, seed: int) -> None:
+    """Products and values that are another vector for each query and key."""
+    call(spec, seed, M=M, D=16, E=16).compare(3)
+
+
 def test_what_cannot_run_is_reported() -> None:
-    program = specialized("value v * q", 16, 16)
-    problems = TvmBackend().problems(lower_program_to_plan(program), Workload("f32", (), False), CPU)
-    assert [problem.message for problem in problems] == ["values that vary with the query are not supported on CPUs"]
+    program = specialized(
+        "input a: real[B, H, N] let t = cumsum(a[b, h, j]) score dot(q, k) + t[b, h, i] - t[b, h, j]", 16, 16
+    )
+    problems = TvmBackend().problems(lower_program_to_plan(program), Workload("f32", ("f32",), False), CPU)
+    assert [problem.message for problem in problems] == ["`cumsum` is not supported on CPUs"] * 2
 
 
 def test_memory_does_not_grow_with_pairs(seed: int) -> None:
@@ -155,6 +173,3 @@ def test_memory_does_not_grow_with_pairs(seed: int) -> None:
     assert kernel._layout.scratch < 2**20  # type: ignore[attr-defined]
     out, _ = made.run()
     assert out.isfinite().all()
-
-
-__all__ = ["Call", "Path"]

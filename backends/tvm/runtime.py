@@ -50,7 +50,13 @@ def set_threads(count: int) -> None:
 
 
 def load_function(path: Path, name: str) -> Callable[[Any, Any], Any]:
-    """The function ``name`` of a kernel library."""
-    module = runtime().load_module(str(path))
-    function: Callable[[Any, Any], Any] = module[name]
+    """The function ``name`` of a kernel library.
+
+    Raises:
+        OSError: the library cannot be loaded, or has no such function.
+    """
+    try:
+        function: Callable[[Any, Any], Any] = runtime().load_module(str(path))[name]
+    except (RuntimeError, AttributeError) as error:
+        raise OSError(f"{path} cannot be loaded: {error}") from error
     return function

@@ -9,7 +9,7 @@ from typing import TypeGuard
 from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO, Visibility
 from attnc.backends.tvm.emit import Emitter, Scope, Vector, always_inside, width_of
 from attnc.ir import build
-from attnc.ir.nodes import Dot, Literal, Node, Read, Slice, Token
+from attnc.ir.nodes import Dot, Literal, Node, Read, Reduce, Slice, Token
 from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass, Plan
 from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, select
@@ -27,7 +27,7 @@ class Stage:
     """A pass with its distinct dot products and shifts found."""
 
     walk: Walk
-    dots: tuple[Dot, ...]
+    dots: tuple[Node, ...]
     shifts: tuple[Node, ...]
     maxima: tuple[Node, ...]
     totals: tuple[Node, ...]
@@ -57,7 +57,7 @@ def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
     convert = {"f32": "float32", "f64": "float64"}.get(dtype) != real
     number = {shift: k for k, shift in enumerate(shifts)}
     walk = Walk(
-        products=tuple(Product(width_of(dot.a.width), convert or not in_place(dot.b)) for dot in dots),
+        products=tuple(product_of(dot, convert) for dot in dots),
         maxima=tuple((s.name, places[s.term]) for s in maxima),
         totals=tuple((s.name, None if s.shift is None else number[s.shift]) for s in totals),
         sums=tuple(
@@ -67,6 +67,7 @@ def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
                 None if a.shift is None else number[a.shift],
                 k,
                 convert or not in_place(a.value),
+                "i" in a.value.axes,
             )
             for k, a in enumerate(step.accumulators)
         ),
@@ -85,8 +86,15 @@ def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
 
 
 def is_product(node: Node) -> TypeGuard[Dot]:
-    """Whether a node is a dot product of a query and a key."""
-    return isinstance(node, Dot) and {"i", "j"} <= node.axes
+    """Whether a node is a dot product, or another reduction over d, that varies with query and key."""
+    return isinstance(node, Dot | Reduce) and {"i", "j"} <= node.axes
+
+
+def product_of(node: Node, convert: bool) -> Product:
+    """How the template is to compute a node that :func:`is_product`."""
+    if isinstance(node, Dot) and "j" not in node.a.axes and "i" not in node.b.axes:
+        return Product(width_of(node.a.width), convert or not in_place(node.b))
+    return Product(1, False, by_pair=True)
 
 
 def in_place(vector: Node) -> bool:
@@ -193,14 +201,29 @@ class _Task:
     def _elements(self, node: Node, scope: Scope, start: int, lanes: int) -> Value:
         return scope.inner({}, vectors=self._slots.readers(scope)).element(node, start, lanes).spread(lanes)
 
+    def _dot(self, walk: int, product: int) -> Dot:
+        dot = self._slots.stages[walk].dots[product]
+        assert isinstance(dot, Dot)
+        return dot
+
     def query(self, walk: int, product: int, row: Value, start: int, lanes: int) -> Value:
-        return self._elements(self._slots.stages[walk].dots[product].a, self.at_row(row), start, lanes)
+        return self._elements(self._dot(walk, product).a, self.at_row(row), start, lanes)
 
     def key(self, walk: int, product: int, j: Value) -> tuple[Memory, Value]:
-        return self._place(self._slots.stages[walk].dots[product].b, self._scope.inner({_J: j}))
+        return self._place(self._dot(walk, product).b, self._scope.inner({_J: j}))
 
     def key_elements(self, walk: int, product: int, j: Value, start: int, lanes: int) -> Value:
-        return self._elements(self._slots.stages[walk].dots[product].b, self._scope.inner({_J: j}), start, lanes)
+        return self._elements(self._dot(walk, product).b, self._scope.inner({_J: j}), start, lanes)
+
+    def _at_pair(self, row: Value, j: Value) -> Scope:
+        scope = self.at_row(row.keep()).inner({_J: j})
+        return scope.inner({}, vectors=self._slots.readers(scope))
+
+    def pair_product(self, walk: int, product: int, row: Value, j: Value) -> Value:
+        return self._at_pair(row, j).value(self._slots.stages[walk].dots[product])
+
+    def pair_value(self, walk: int, number: int, row: Value, j: Value, start: int, lanes: int) -> Value:
+        return self._at_pair(row, j).element(self._slots.stages[walk].values[number], start, lanes).spread(lanes)
 
     def value(self, walk: int, number: int, j: Value) -> tuple[Memory, Value]:
         return self._place(self._slots.stages[walk].values[number], self._scope.inner({_J: j}))

@@ -265,7 +265,9 @@ def _control(name: str, word: Memory) -> None:
 
 
 def fma(a: Value, b: Number, c: Number) -> Value:
-    """``a * b + c`` rounded once."""
+    """``a * b + c``, rounded once where the processor can."""
+    if "sse2" in features.get() and "fma" not in features.get():
+        return a * b + c
     return intrinsic("llvm.fma", a, a._like(b), a._like(c))
 
 

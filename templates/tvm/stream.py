@@ -27,6 +27,7 @@ from attnc.templates.tvm.lanes import (
     ramp,
     select,
 )
+from attnc.templates.tvm.pairs import pair_accumulate, pair_products
 from attnc.templates.tvm.products import Rows, Shape, Source, accumulate, dealt, index, products, transpose, widen
 
 LOWEST = {"float32": -3.4028234663852886e38, "float64": -1.7976931348623157e308}
@@ -35,21 +36,25 @@ LOWEST = {"float32": -3.4028234663852886e38, "float64": -1.7976931348623157e308}
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One dot product: its width, and whether keys must be converted to the type of the arithmetic first."""
+    """One dot product: its width, whether keys must be converted to the type of the arithmetic first, and whether
+    its vectors are others for each pair."""
 
     width: int
     convert: bool
+    by_pair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """An accumulator: the plane its weights go to, its shift if any, and its value's width and conversion."""
+    """An accumulator: the plane its weights go to, its shift if any, and its value's width, conversion, and whether
+    it is another for each pair."""
 
     name: str
     width: int
     shift: int | None
     plane: int
     convert: bool
+    by_pair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +112,10 @@ class TaskSlots(Protocol):
     def value(self, walk: int, number: int, j: Value) -> tuple[Memory, Value]: ...
 
     def value_elements(self, walk: int, number: int, j: Value, start: int, lanes: int) -> Value: ...
+
+    def pair_product(self, walk: int, product: int, row: Value, j: Value) -> Value: ...
+
+    def pair_value(self, walk: int, number: int, row: Value, j: Value, start: int, lanes: int) -> Value: ...
 
     def ranges(self, i_lo: Value, i_hi: Value) -> Sequence[tuple[Value, Value, Value, Value]]: ...
 
@@ -241,6 +250,8 @@ class _Tile:
                 self.sums[total.name].store(index(at) * shape.lanes, zero)
         for number, walk in enumerate(self.slots.walks):
             for p, product in enumerate(walk.products):
+                if product.by_pair:
+                    continue
 
                 def read(r: Value, start: int, lanes: int, number: int = number, p: int = p) -> Value:
                     return self.task.query(number, p, minimum(self.row + r, self.sizes.M - 1).keep(), start, lanes)
@@ -351,6 +362,13 @@ class _Tile:
     def _compute(self, number: int, walk: Walk, j_lo: Value, count: Value, full: Value) -> None:
         shape = self.shape
         for p, product in enumerate(walk.products):
+            if product.by_pair:
+
+                def one(n: Value, r: Value, p: int = p) -> Value:
+                    return self.task.pair_product(number, p, self.row + r, (j_lo + n).keep())
+
+                pair_products(shape, self.planes[p], one, count, self.count)
+                continue
 
             def source(n: Value, p: int = p) -> tuple[Memory, Value]:
                 return self.task.key(number, p, j_lo + n)
@@ -374,6 +392,16 @@ class _Tile:
         else:
             self._weigh(number, walk, j_lo, count, masked=False)
         for k, total in enumerate(walk.sums):
+            out, weights = self.sums[total.name], self.planes[total.plane]
+            scale = None if total.shift is None else self.scales[total.shift]
+            if total.by_pair:
+
+                def read(n: Value, r: Value, start: int, lanes: int, k: int = k) -> Value:
+                    return self.task.pair_value(number, k, (self.row + r).keep(), (j_lo + n).keep(), start, lanes)
+
+                place = (total.width, 1) if self.few else (1, shape.rows)
+                pair_accumulate(shape, out, place, weights, read, total.width, count, self.count, scale)
+                continue
 
             def source(n: Value, k: int = k) -> tuple[Memory, Value]:
                 return self.task.value(number, k, j_lo + n)
@@ -382,8 +410,6 @@ class _Tile:
                 return self.task.value_elements(number, k, (j_lo + n).keep(), start, lanes)
 
             ready = self._ready(total.convert, source, elements, total.width, count)
-            scale = None if total.shift is None else self.scales[total.shift]
-            out, weights = self.sums[total.name], self.planes[total.plane]
             if self.few:
                 few_accumulate(shape, out, weights, ready, total.width, count, self.count, scale)
             else:

@@ -1,0 +1,54 @@
+"""Products and values that are another vector for each pair of query and key, one pair at a time.
+
+Nothing of them can be shared between rows, so this is as fast as reading them; the rest of a spec is not slowed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm.tirx.script.builder import ir as T
+
+from attnc.templates.tvm.lanes import Memory, Value, fma
+from attnc.templates.tvm.products import Shape, index, pieces
+
+
+def pair_products(
+    shape: Shape, out: Memory, product: Callable[[Value, Value], Value], count: Value, rows: Value
+) -> None:
+    """``out[n, r] = product(n, r)``."""
+    with T.serial(count.expr) as key, T.serial(rows.expr) as row:
+        n, r = index(key), index(row)
+        out.store(n * shape.rows + r, product(n, r))
+
+
+def pair_accumulate(
+    shape: Shape,
+    out: Memory,
+    element: tuple[int, int],
+    weights: Memory,
+    read: Callable[[Value, Value, int, int], Value],
+    width: int,
+    count: Value,
+    rows: Value,
+    scale: Memory | None,
+) -> None:
+    """``out[r, e] = out[r, e] * scale[r] + sum_n weights[n, r] * read(n, r, e, ...)``, where the weight is not 0.
+
+    ``element`` says where a sum lies: of row ``r``, element ``e`` is at ``r * element[0] + e * element[1]``.
+    """
+    with T.serial(rows.expr) as row:
+        r = index(row)
+        if scale:
+            factor = scale.load(r).keep()
+            for start, lanes in pieces(width, shape.lanes):
+                at = (r * element[0] + start * element[1]).keep()
+                out.store(at, out.load(at, lanes, step=element[1]) * factor, step=element[1])
+        with T.serial(count.expr) as key:
+            n = index(key)
+            weight = weights.load(n * shape.rows + r).keep()
+            with T.If(weight.differs(0.0).expr), T.Then():
+                for start, lanes in pieces(width, shape.lanes):
+                    at = (r * element[0] + start * element[1]).keep()
+                    old = out.load(at, lanes, step=element[1])
+                    out.store(at, fma(read(n, r, start, lanes), weight, old), step=element[1])
