@@ -7,12 +7,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import Target, Unsupported, Workload
 from attnc.backends.tvm.arguments import Layout
+from attnc.backends.tvm.backward_kernel import CpuBackwardKernel
 from attnc.backends.tvm.kernel import CpuKernel, Map
 from attnc.backends.tvm.link import Saved
 from attnc.backends.tvm.machine import describe, flags
-from attnc.backends.tvm.problems import problems_of
+from attnc.backends.tvm.problems import backward_problems_of, problems_of
 from attnc.plan import Plan
 
 __all__ = ["TvmBackend"]
@@ -25,10 +27,7 @@ class TvmBackend:
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run on a CPU yet."""
-        found = problems_of(plan)
-        if workload.saved:
-            found.append(Unsupported("CPU kernels do not write what a backward needs yet", plan.output))
-        return found
+        return problems_of(plan)
 
     def build(self, plan: Plan, workload: Workload, target: Target) -> CpuKernel:
         """Compile ``plan``; with the host's processor unless ``target.arch`` names one."""
@@ -42,17 +41,36 @@ class TvmBackend:
         Raises:
             OSError: the kernel was made for another processor, or its library cannot be loaded.
         """
-        if not manifest["arch"] and (missing := sorted(set(manifest["flags"]) - set(flags()))):
-            raise OSError(f"the kernel was made for a processor with {', '.join(missing)}; compile it again here")
-        layout = manifest["layout"]
-        tensors = tuple((name, rank) for name, rank in layout["tensors"])
-        return CpuKernel(
-            Saved(folder, manifest["library"], []),
-            Layout(tuple(layout["extents"]), tensors, layout["parameters"], layout["scratch"]),
-            tuple(Map(tuple(m["dims"]), m["dtype"]) for m in manifest["maps"]),
-            manifest["arch"],
-        )
+        return CpuKernel(*_loaded(folder, manifest))
+
+    def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        """What in ``backward`` cannot run on a CPU yet."""
+        return backward_problems_of(backward)
+
+    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> CpuBackwardKernel:
+        """Compile a backward, as :meth:`build` does."""
+        from attnc.backends.tvm.compile import compile_backward
+
+        return compile_backward(backward, workload, target)
+
+    def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> CpuBackwardKernel:
+        """A saved backward, as :meth:`load`."""
+        return CpuBackwardKernel(*_loaded(folder, manifest), tuple(manifest["scattered"]))
 
     def toolchain(self) -> str:
         """Versions of TVM and its FFI, and the processor."""
         return f"apache-tvm {version('apache-tvm')}, tvm-ffi {version('apache-tvm-ffi')}, {describe()}"
+
+
+def _loaded(folder: Path, manifest: Mapping[str, Any]) -> tuple[Saved, Layout, tuple[Map, ...], str]:
+    """Code, layout, own tensors and processor of a saved kernel."""
+    if not manifest["arch"] and (missing := sorted(set(manifest["flags"]) - set(flags()))):
+        raise OSError(f"the kernel was made for a processor with {', '.join(missing)}; compile it again here")
+    layout = manifest["layout"]
+    tensors = tuple((name, rank) for name, rank in layout["tensors"])
+    return (
+        Saved(folder, manifest["library"], []),
+        Layout(tuple(layout["extents"]), tensors, layout["parameters"], layout["scratch"]),
+        tuple(Map(tuple(m["dims"]), m["dtype"]) for m in manifest["maps"]),
+        manifest["arch"],
+    )

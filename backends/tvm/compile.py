@@ -8,10 +8,12 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+from attnc.analyse.gradient.backward import Backward, Scatter
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.tvm.arguments import ENTRY
+from attnc.backends.tvm.backward_kernel import CpuBackwardKernel
 from attnc.backends.tvm.kernel import CpuKernel, Map
 from attnc.backends.tvm.link import Code, link
 from attnc.backends.tvm.runtime import load_function, runtime
@@ -30,6 +32,22 @@ def compile_plan(plan: Plan, workload: Workload, target: Target, visibility: Vis
     built = lower_tir_to_llvm(function, machine.options)
     maps = tuple(Map(tuple(_dim(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
     return CpuKernel(_Built(function, built), layout, maps, target.arch)
+
+
+def compile_backward(backward: Backward, workload: Workload, target: Target) -> CpuBackwardKernel:
+    """The kernel of a derived backward for the processor of ``target``."""
+    runtime()
+    from attnc.backends.tvm.backward import arrange, lower_backward_to_tir
+    from attnc.backends.tvm.machine import machine_of
+
+    machine = machine_of(target)
+    arranged = arrange(backward, workload)
+    function, layout = lower_backward_to_tir(arranged, workload, machine)
+    built = lower_tir_to_llvm(function, machine.options)
+    maps = tuple(Map(tuple(_dim(dim) for dim in source.dims), dtype) for source, dtype in arranged.own)
+    targets = {step.result.name for step in backward.steps if isinstance(step, Scatter)}
+    scattered = tuple(number for number, result in enumerate(backward.results) if result.name in targets)
+    return CpuBackwardKernel(_Built(function, built), layout, maps, target.arch, scattered)
 
 
 def lower_tir_to_llvm(function: Any, options: dict[str, Any]) -> Any:

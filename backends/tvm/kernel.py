@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LIBRARY = "kernel.so"
-TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64"}
+TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64", "bool": "bool"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,48 +29,28 @@ class Map:
     dtype: str
 
 
-class CpuKernel:
-    """Compiled code for one plan on a CPU (:class:`attnc.backends.protocol.Kernel`)."""
+class Compiled:
+    """Compiled code with the layout of its arguments, and the tensors that it needs besides those of a call."""
 
     def __init__(self, code: Code, layout: Layout, maps: tuple[Map, ...], arch: str) -> None:
         self._code, self._layout, self._maps, self._arch = code, layout, maps, arch
         self._function: Callable[[Any, Any], Any] | None = code.function() if not arch else None
 
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[float],
-        extents: Sequence[int],
-        out: Tensor,
-        lse: Tensor | None,
-        saved: Sequence[Tensor] = (),
+    def _call(
+        self, sizes: dict[str, int], extents: Sequence[int], tensors: Sequence[Tensor], numbers: Sequence[float]
     ) -> None:
-        """See :meth:`attnc.backends.protocol.Kernel.run`."""
+        """Call the code on the tensors of a call, in the order of the layout without its own ones."""
         import torch
 
-        assert not saved
         if self._function is None:
             raise OSError(f"this kernel is for the processor {self._arch}")
-
-        sizes = {"B": q.shape[0], "H": q.shape[1], "G": k.shape[1], "M": q.shape[2], "N": k.shape[2]}
-        written = [out] if lse is None else [out, lse]
-        if any(tensor.numel() == 0 for tensor in written):
-            return
-        q, k, v = (_adjacent(x) for x in (q, k, v))
-        target = out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(out.shape, dtype=out.dtype)
-        results = [
+        own = [
             torch.empty([sizes[d] if isinstance(d, str) else d for d in m.dims], dtype=getattr(torch, TORCH[m.dtype]))
             for m in self._maps
         ]
-        tensors = [q, k, v, target, *written[1:], *(_adjacent(x) for x in inputs), *results]
-        integers, reals = self._layout.pack(list(sizes.values()), extents, tensors, parameters)
+        integers, reals = self._layout.pack(list(sizes.values()), extents, [*tensors, *own], numbers)
         set_threads(torch.get_num_threads())
         self._function(ctypes.c_void_p(ctypes.addressof(integers)), ctypes.c_void_p(ctypes.addressof(reals)))
-        if target is not out:
-            out.copy_(target)
 
     @property
     def texts(self) -> Mapping[str, str]:
@@ -93,6 +73,40 @@ class CpuKernel:
         }
 
 
-def _adjacent(x: Tensor) -> Tensor:
+class CpuKernel(Compiled):
+    """Compiled code for one plan on a CPU (:class:`attnc.backends.protocol.Kernel`)."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        out: Tensor,
+        lse: Tensor | None,
+        saved: Sequence[Tensor] = (),
+    ) -> None:
+        """See :meth:`attnc.backends.protocol.Kernel.run`."""
+        import torch
+
+        sizes = sizes_of(q, k)
+        written = [out, *([] if lse is None else [lse]), *saved]
+        if any(tensor.numel() == 0 for tensor in written):
+            return
+        target = out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(out.shape, dtype=out.dtype)
+        tensors = [*map(adjacent, (q, k, v)), target, *written[1:], *map(adjacent, inputs)]
+        self._call(sizes, extents, tensors, parameters)
+        if target is not out:
+            out.copy_(target)
+
+
+def sizes_of(q: Tensor, k: Tensor) -> dict[str, int]:
+    """``B H G M N`` of a call."""
+    return {"B": q.shape[0], "H": q.shape[1], "G": k.shape[1], "M": q.shape[2], "N": k.shape[2]}
+
+
+def adjacent(x: Tensor) -> Tensor:
     """``x``, or a copy where elements of its last dimension do not lie side by side."""
     return x if x.dim() == 0 or x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -16,8 +16,9 @@ from attnc.backends.tvm.emit import Emitter, Tensor
 from attnc.backends.tvm.machine import Machine
 from attnc.backends.tvm.slots import PlanSlots
 from attnc.backends.tvm.tokens import map_tokens
+from attnc.ir.program import Program
 from attnc.plan import Plan
-from attnc.templates.tvm.lanes import Memory, features
+from attnc.templates.tvm.lanes import Memory, Value, features
 from attnc.templates.tvm.products import Shape
 from attnc.templates.tvm.stream import Sizes, stream
 
@@ -28,14 +29,17 @@ def layout_of(plan: Plan, workload: Workload) -> Layout:
     inputs = [(f"input {source.name}", len(source.dims)) for source in program.inputs]
     maps = [(f"input {token.result.name}", len(token.result.dims)) for token in plan.tokens]
     lse = [("lse", 3)] if workload.lse else []
-    tensors = [("q", 4), ("k", 4), ("v", 4), ("out", 4), *lse, *inputs, *maps]
+    sums = {accumulator.name for step in plan.passes for accumulator in step.accumulators}
+    saved = [(f"saved {name}", 4 if name in sums else 3) for name in workload.saved]
+    tensors = [("q", 4), ("k", 4), ("v", 4), ("out", 4), *lse, *saved, *inputs, *maps]
     return Layout(program.extents, tuple(tensors), len(program.parameters))
 
 
 def dtypes_of(plan: Plan, workload: Workload) -> list[str]:
     """Element types of the tensors of :func:`layout_of`."""
-    lse = ["f64" if workload.dtype == "f64" else "f32"] if workload.lse else []
-    return [*[workload.dtype] * 4, *lse, *workload.inputs, *(map_dtype(token, workload) for token in plan.tokens)]
+    wide = "f64" if workload.dtype == "f64" else "f32"
+    rows = [wide] * (workload.lse + len(workload.saved))
+    return [*[workload.dtype] * 4, *rows, *workload.inputs, *(map_dtype(token, workload) for token in plan.tokens)]
 
 
 def map_dtype(token: Any, workload: Workload) -> str:
@@ -57,7 +61,29 @@ def lower_plan_to_tir(plan: Plan, visibility: Visibility, workload: Workload, ma
     """The kernel as a ``PrimFunc`` of two handles, and what they point to."""
     real = "float64" if workload.dtype == "f64" else "float32"
     shape = shape_of(machine, real)
-    layout = layout_of(plan, workload)
+
+    def body(emitter: Emitter, room: Value) -> list[int]:
+        slots = PlanSlots(plan, visibility, emitter, workload.dtype, workload.lse, workload.saved)
+        most = [map_tokens(token, plan.program, emitter, room) for token in plan.tokens]
+        sizes = emitter.sizes
+        return [*most, stream(shape, slots, Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"]), room)]
+
+    return write_function(layout_of(plan, workload), dtypes_of(plan, workload), plan.program, shape, machine, body)
+
+
+def write_function(
+    layout: Layout,
+    dtypes: Sequence[str],
+    program: Program,
+    shape: Shape,
+    machine: Machine,
+    body: Callable[[Emitter, Value], list[int]],
+) -> tuple[Any, Layout]:
+    """A ``PrimFunc`` of two handles, and what they point to.
+
+    ``body`` writes what it does, given the bytes of scratch memory that each thread has, and returns how many of them
+    its parts take.
+    """
     features.set(machine.features)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
@@ -67,20 +93,10 @@ def lower_plan_to_tir(plan: Plan, visibility: Visibility, workload: Workload, ma
             with T.attr("default", "device_id", 0), T.attr("default", "device_type", 1):
                 numbers = Memory(T.decl_buffer((1 << 62,), "int64", data=integers), "int64")
                 parameters = Memory(T.decl_buffer((1 << 62,), "float64", data=reals), "float64")
-                emitter = Emitter(
-                    layout,
-                    _tensors(layout, dtypes_of(plan, workload), numbers),
-                    numbers,
-                    parameters,
-                    [parameter.name for parameter in plan.program.parameters],
-                    real,
-                    shape.lanes,
-                )
-                slots = PlanSlots(plan, visibility, emitter, workload.dtype, workload.lse)
-                room = numbers.load(0).keep()
-                most = [map_tokens(token, plan, slots, emitter, room) for token in plan.tokens]
-                sizes = emitter.sizes
-                most.append(stream(shape, slots, Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"]), room))
+                tensors = _tensors(layout, dtypes, numbers)
+                names = [parameter.name for parameter in program.parameters]
+                emitter = Emitter(layout, tensors, numbers, parameters, names, shape.type, shape.lanes)
+                most = body(emitter, numbers.load(0).keep())
         return builder.get().with_attr("global_symbol", ENTRY), replace(layout, scratch=max(64, *most))
 
 
@@ -91,4 +107,4 @@ def _tensors(layout: Layout, dtypes: Sequence[str], integers: Memory) -> dict[st
     return result
 
 
-__all__ = ["dtypes_of", "layout_of", "lower_plan_to_tir", "map_dtype", "shape_of"]
+__all__ = ["dtypes_of", "layout_of", "lower_plan_to_tir", "map_dtype", "shape_of", "write_function"]

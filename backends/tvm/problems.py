@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from attnc.analyse.gradient.backward import Backward, Walk, expressions_of, results_of
 from attnc.backends.protocol import Unsupported
-from attnc.ir.nodes import BranchOutput, Cumsum, Node, Solve
+from attnc.ir.nodes import BranchOutput, Cumsum, Dot, Node, Reduce, Solve
 from attnc.ir.traverse import postorder
-from attnc.plan import Plan
+from attnc.plan import Plan, TokenMap
+
+PAIR = {"i", "j"}
 
 
 def problems_of(plan: Plan) -> list[Unsupported]:
@@ -14,6 +17,34 @@ def problems_of(plan: Plan) -> list[Unsupported]:
     for step in plan.passes:
         roots += [statistic.term for statistic in step.statistics]
         roots += [part for accumulator in step.accumulators for part in (accumulator.term, accumulator.value)]
+    return _without_code(*roots)
+
+
+def backward_problems_of(backward: Backward) -> list[Unsupported]:
+    """Every node of ``backward`` that has no code here."""
+    plan = backward.plan
+    roots = [plan.mask, *(root for step in backward.steps for root in expressions_of(step))]
+    found = _without_code(*roots)
+    terms = [plan.mask]
+    for step in backward.steps:
+        if not isinstance(step, TokenMap):
+            terms += expressions_of(step)
+        for one in step.sums if isinstance(step, Walk) else ():
+            if one.value is not None and one.value.axes >= PAIR:
+                found.append(Unsupported("sums of vectors that vary by pair are not supported on CPUs", one.value))
+    for node in postorder(*terms):
+        by_pair = isinstance(node, Reduce) and node.axes >= PAIR
+        if by_pair or (isinstance(node, Dot) and (node.a.axes >= PAIR or node.b.axes >= PAIR)):
+            found.append(Unsupported("no gradient is compiled for vectors that vary by pair on CPUs", node))
+    declared = {source.name for source in plan.program.inputs}
+    own = {x.name for x in (*backward.reads, *(r for step in backward.steps for r in results_of(step)))}
+    if taken := sorted(declared & own):
+        message = f"an input may not be called {', '.join(f'`{name}`' for name in taken)} where gradients are compiled"
+        found.append(Unsupported(message, plan.output))
+    return found
+
+
+def _without_code(*roots: Node) -> list[Unsupported]:
     found: list[Unsupported] = []
     for node in postorder(*roots):
         match node:

@@ -10,6 +10,7 @@ from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO, Visibility
 from attnc.backends.tvm.emit import Emitter, Scope, Vector, always_inside, width_of
 from attnc.ir import build
 from attnc.ir.nodes import Dot, Literal, Node, Read, Reduce, Slice, Token
+from attnc.ir.program import Program
 from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass, Plan
 from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, select
@@ -113,61 +114,80 @@ def in_place(vector: Node) -> bool:
     )
 
 
+def raw_vectors(program: Program, emitter: Emitter, scope: Scope) -> dict[Node, Vector]:
+    """Readers of the raw vectors of the row and of the key that ``scope`` is at."""
+    D, E = (build.literal(width) for width in program.widths or (0, 0))
+    result: dict[Node, Vector] = {}
+    if scope.find(_ROW) is not None:
+        result[build.token("q", D)] = _reader(emitter, scope, "q", _H, _ROW)
+    for name, width in (("k", D), ("v", E)):
+        for index in (_I, _J):
+            if scope.find(index) is not None:
+                token = replace(build.token(name, width), axes=frozenset("bh") | index.axes)
+                result[token] = _reader(emitter, scope, name, _G, index)
+    return result
+
+
+def _reader(emitter: Emitter, scope: Scope, name: str, head: Node, index: Node) -> Vector:
+    tensor = emitter.tensors[name]
+
+    def read(start: Value | int, lanes: int) -> Value:
+        at = scope.value(index)
+        inside = None
+        if index is _I:
+            inside = ((at >= 0) & (at < emitter.sizes["N"])).keep()
+            at = select(inside, at, 0)
+        offset = tensor.offset(scope.value(_B), scope.value(head), at)
+        first = start.to("int64") if isinstance(start, Value) else start
+        x = tensor.load(offset + first, emitter.type, lanes)
+        return x if inside is None else select(inside, x, constant(0.0, x.type))
+
+    return read
+
+
 class PlanSlots:
     """The slots of a whole plan (:class:`attnc.templates.tvm.stream.Slots`)."""
 
-    def __init__(self, plan: Plan, visibility: Visibility, emitter: Emitter, dtype: str, lse: bool) -> None:
-        self.plan, self.visibility, self.emitter, self.lse = plan, visibility, emitter, lse
+    def __init__(
+        self,
+        plan: Plan,
+        visibility: Visibility,
+        emitter: Emitter,
+        dtype: str,
+        lse: bool = False,
+        saved: tuple[str, ...] = (),
+    ) -> None:
+        self.plan, self.visibility, self.emitter, self.lse, self.saved = plan, visibility, emitter, lse, saved
         self.stages = [stage_of(step, plan.mask, dtype, emitter.type) for step in plan.passes]
         self.walks = [stage.walk for stage in self.stages]
         self.masked = not (isinstance(plan.mask, Literal) and plan.mask.value is True)
         self.by_data = visibility.by_data and not contains(plan.mask, is_product)
 
-    def readers(self, scope: Scope) -> dict[Node, Vector]:
-        """Of the raw vectors of the row and of the key that ``scope`` is at."""
-        D, E = (build.literal(width) for width in self.plan.program.widths or (0, 0))
-        result: dict[Node, Vector] = {}
-        if scope.find(_ROW) is not None:
-            result[build.token("q", D)] = self._reader(scope, "q", _H, _ROW)
-        for name, width in (("k", D), ("v", E)):
-            for index in (_I, _J):
-                if scope.find(index) is not None:
-                    token = replace(build.token(name, width), axes=frozenset("bh") | index.axes)
-                    result[token] = self._reader(scope, name, _G, index)
-        return result
+    def width_of_sum(self, name: str) -> int:
+        """Elements of an accumulator; 1 of a statistic."""
+        return next((total.width for walk in self.walks for total in walk.sums if total.name == name), 1)
 
-    def _reader(self, scope: Scope, name: str, head: Node, index: Node) -> Vector:
-        tensor = self.emitter.tensors[name]
-
-        def read(start: Value | int, lanes: int) -> Value:
-            at = scope.value(index)
-            inside = None
-            if index is _I:
-                inside = ((at >= 0) & (at < self.emitter.sizes["N"])).keep()
-                at = select(inside, at, 0)
-            offset = tensor.offset(scope.value(_B), scope.value(head), at)
-            first = start.to("int64") if isinstance(start, Value) else start
-            x = tensor.load(offset + first, self.emitter.type, lanes)
-            return x if inside is None else select(inside, x, constant(0.0, x.type))
-
-        return read
-
-    def task(self, b: Value, h: Value, scratch: Scratch) -> _Task:
+    def task_scope(self, b: Value, h: Value, scratch: Scratch) -> Scope:
+        """Scope of one head of one batch row."""
         outer = self.emitter.scope(scratch, {_B: b, _H: h})
         g = outer.value(self.plan.program.group)
         scope = outer.inner({_G: g})
         terms = (x for s in self.stages for x in (*s.maxima, *s.totals, *s.weights))
         roots = [self.plan.mask, self.plan.output, *terms]
         scope.prepare([root for root in roots if not root.is_vector], _TASK)
-        return _Task(self, scope)
+        return scope
+
+    def task(self, b: Value, h: Value, scratch: Scratch) -> Task:
+        return Task(self, self.task_scope(b, h, scratch))
 
 
-class _Task:
+class Task:
     """One head of one batch row (:class:`attnc.templates.tvm.stream.TaskSlots`)."""
 
     def __init__(self, slots: PlanSlots, scope: Scope) -> None:
         self._slots, self._scope = slots, scope
         self._emitter = slots.emitter
+        self._row_axes, self._key_axes = _ROWS, _KEYS
 
     def at_row(self, row: Value) -> Scope:
         """Scope of one row, or of a vector of rows."""
@@ -176,9 +196,13 @@ class _Task:
 
     def at_key(self, walk: int, j: Value) -> Scope:
         stage = self._slots.stages[walk]
-        scope = self._scope.inner({_J: j})
-        scope.prepare([self._slots.plan.mask, *stage.maxima, *stage.totals, *stage.weights], _KEYS)
+        scope = self._at(j)
+        scope.prepare([self._slots.plan.mask, *stage.maxima, *stage.totals, *stage.weights], self._key_axes)
         return scope
+
+    def _at(self, j: Value) -> Scope:
+        """Scope of one key."""
+        return self._scope.inner({_J: j})
 
     def _place(self, node: Node, scope: Scope) -> tuple[Memory, Value]:
         """Where the first element of a vector that lies in a tensor is."""
@@ -189,7 +213,8 @@ class _Task:
         match node:
             case Token(name=name):
                 tensor = self._emitter.tensors[name]
-                offset = tensor.offset(*(scope.value(at) for at in (_B, _G, _J)))
+                at = (_B, _H, _ROW) if name == "q" else (_B, _G, _J)
+                offset = tensor.offset(*(scope.value(index) for index in at))
             case Read(input=source, indices=indices):
                 tensor = self._emitter.input(source)
                 zero = constant(0, "int32")
@@ -199,7 +224,11 @@ class _Task:
         return tensor.memory, offset + start
 
     def _elements(self, node: Node, scope: Scope, start: int, lanes: int) -> Value:
-        return scope.inner({}, vectors=self._slots.readers(scope)).element(node, start, lanes).spread(lanes)
+        return (
+            scope.inner({}, vectors=raw_vectors(self._slots.plan.program, self._emitter, scope))
+            .element(node, start, lanes)
+            .spread(lanes)
+        )
 
     def _dot(self, walk: int, product: int) -> Dot:
         dot = self._slots.stages[walk].dots[product]
@@ -210,14 +239,14 @@ class _Task:
         return self._elements(self._dot(walk, product).a, self.at_row(row), start, lanes)
 
     def key(self, walk: int, product: int, j: Value) -> tuple[Memory, Value]:
-        return self._place(self._dot(walk, product).b, self._scope.inner({_J: j}))
+        return self._place(self._dot(walk, product).b, self._at(j))
 
     def key_elements(self, walk: int, product: int, j: Value, start: int, lanes: int) -> Value:
-        return self._elements(self._dot(walk, product).b, self._scope.inner({_J: j}), start, lanes)
+        return self._elements(self._dot(walk, product).b, self._at(j), start, lanes)
 
     def _at_pair(self, row: Value, j: Value) -> Scope:
         scope = self.at_row(row.keep()).inner({_J: j})
-        return scope.inner({}, vectors=self._slots.readers(scope))
+        return scope.inner({}, vectors=raw_vectors(self._slots.plan.program, self._emitter, scope))
 
     def pair_product(self, walk: int, product: int, row: Value, j: Value) -> Value:
         return self._at_pair(row, j).value(self._slots.stages[walk].dots[product])
@@ -226,10 +255,10 @@ class _Task:
         return self._at_pair(row, j).element(self._slots.stages[walk].values[number], start, lanes).spread(lanes)
 
     def value(self, walk: int, number: int, j: Value) -> tuple[Memory, Value]:
-        return self._place(self._slots.stages[walk].values[number], self._scope.inner({_J: j}))
+        return self._place(self._slots.stages[walk].values[number], self._at(j))
 
     def value_elements(self, walk: int, number: int, j: Value, start: int, lanes: int) -> Value:
-        return self._elements(self._slots.stages[walk].values[number], self._scope.inner({_J: j}), start, lanes)
+        return self._elements(self._slots.stages[walk].values[number], self._at(j), start, lanes)
 
     def ranges(self, i_lo: Value, i_hi: Value) -> list[tuple[Value, Value, Value, Value]]:
         scope = self._scope.inner({I_LO: i_lo, I_HI: i_hi})
@@ -249,16 +278,16 @@ class _Task:
             return None
         return self._scope.inner({I_LO: i_lo, I_HI: i_hi, J_LO: j_lo, J_HI: j_hi}).value(node)
 
-    def rows(self, walk: int, row: Value, state: dict[str, Value]) -> _Rows:
+    def rows(self, walk: int, row: Value, state: dict[str, Value]) -> RowVector:
         stage = self._slots.stages[walk]
         scope = self.at_row(row).inner(self._states(state))
         known = set(state)
         roots = [self._slots.plan.mask, *stage.maxima, *stage.totals, *stage.weights]
         if known:
-            scope.prepare(roots, _ROWS)
+            scope.prepare(roots, self._row_axes)
         else:
-            scope.prepare([self._slots.plan.mask], _ROWS)
-        return _Rows(self._slots, stage, scope)
+            scope.prepare([self._slots.plan.mask], self._row_axes)
+        return RowVector(self._slots, stage, scope)
 
     @staticmethod
     def _states(state: dict[str, Value]) -> dict[Node, Value]:
@@ -267,7 +296,7 @@ class _Task:
     def finish(self, row: Value, state: dict[str, Value], sums: dict[str, Vector]) -> None:
         plan, emitter = self._slots.plan, self._emitter
         at_row = self.at_row(row)
-        vectors = self._slots.readers(at_row)
+        vectors = raw_vectors(self._slots.plan.program, self._emitter, at_row)
         for stage in self._slots.stages:
             for total in stage.walk.sums:
                 vectors[build.state(total.name, build.literal(total.width))] = sums[total.name]
@@ -280,6 +309,15 @@ class _Task:
             assert plan.lse is not None
             lse = emitter.tensors["lse"]
             lse.store(lse.offset(*(scope.value(at) for at in (_B, _H, _ROW))), scope.value(plan.lse))
+        for name in self._slots.saved:
+            tensor = emitter.tensors[f"saved {name}"]
+            place = tensor.offset(*(scope.value(at) for at in (_B, _H, _ROW))).keep()
+            if name in state:
+                tensor.store(place, state[name])
+            else:
+                width = self._slots.width_of_sum(name)
+                for start, lanes in pieces(width, emitter.lanes):
+                    tensor.store(place + start, sums[name](start, lanes))
 
     def nothing(self, row: Value) -> None:
         plan, emitter = self._slots.plan, self._emitter
@@ -292,10 +330,18 @@ class _Task:
         if self._slots.lse:
             lse = emitter.tensors["lse"]
             lse.store(lse.offset(*at), constant(float("-inf"), emitter.type))
+        for name in self._slots.saved:
+            tensor = emitter.tensors[f"saved {name}"]
+            place = tensor.offset(*at).keep()
+            for start, lanes in pieces(self._slots.width_of_sum(name), emitter.lanes):
+                tensor.store(place + start, constant(0.0, emitter.type).spread(lanes))
 
 
-class _Rows:
+class RowVector:
     """A vector of rows (:class:`attnc.templates.tvm.stream.RowSlots`)."""
+
+    made: type[Pair]
+    """What a pair is."""
 
     def __init__(self, slots: PlanSlots, stage: Stage, scope: Scope) -> None:
         self._slots, self._stage, self._scope = slots, stage, scope
@@ -303,7 +349,7 @@ class _Rows:
     def shifts(self) -> list[Value]:
         return [self._scope.value(shift) for shift in self._stage.shifts]
 
-    def pair(self, key: Scope, planes: Sequence[Value], *, kept: bool) -> _Pair:
+    def pair(self, key: Scope, planes: Sequence[Value], *, kept: bool) -> Pair:
         stage = self._stage
         values: dict[Node, Value] = {}
         if planes:
@@ -311,10 +357,10 @@ class _Rows:
             values = {dot: planes[k] for k, dot in enumerate(stage.dots) if k not in taken}
         if kept:
             values |= {term: planes[plane] for term, (_, plane) in zip(stage.maxima, stage.walk.maxima, strict=True)}
-        return _Pair(self._slots, stage, self._scope.inner(values, key))
+        return self.made(self._slots, stage, self._scope.inner(values, key))
 
 
-class _Pair:
+class Pair:
     """One key against a vector of rows (:class:`attnc.templates.tvm.stream.PairSlots`)."""
 
     def __init__(self, slots: PlanSlots, stage: Stage, scope: Scope) -> None:
@@ -331,3 +377,6 @@ class _Pair:
 
     def weights(self) -> list[Value]:
         return [self._scope.value(term) for term in self._stage.weights]
+
+
+RowVector.made = Pair

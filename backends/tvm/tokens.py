@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from attnc.backends.tvm.emit import Emitter, width_of
-from attnc.backends.tvm.slots import PlanSlots
+from tvm.tirx.script.builder import ir as T
+
+from attnc.backends.tvm.emit import Emitter, Scope, Tensor, width_of
+from attnc.backends.tvm.slots import raw_vectors
 from attnc.ir import build
 from attnc.ir.nodes import Node
-from attnc.plan import Plan, TokenMap
+from attnc.ir.program import Program
+from attnc.plan import TokenMap
 from attnc.templates.tvm.lanes import Value
 from attnc.templates.tvm.products import dealt, pieces
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))
 
 
-def map_tokens(token: TokenMap, plan: Plan, slots: PlanSlots, emitter: Emitter, scratch_bytes: Value) -> int:
+def map_tokens(
+    token: TokenMap, program: Program, emitter: Emitter, scratch_bytes: Value, seen: Tensor | None = None
+) -> int:
     """A parallel loop over all tokens of one side that writes ``token.result``.
+
+    Where the tensor ``seen`` holds 0, the result is 0.
 
     Returns how many bytes of scratch memory it takes.
     """
@@ -33,13 +40,26 @@ def map_tokens(token: TokenMap, plan: Plan, slots: PlanSlots, emitter: Emitter, 
             values[_J] = at
         scope = emitter.scope(scratch, values)
         if token.per == "H":
-            scope = scope.inner({_G: scope.value(plan.program.group)})
-        scope = scope.inner({}, vectors=slots.readers(scope))
+            scope = scope.inner({_G: scope.value(program.group)})
+        scope = scope.inner({}, vectors=raw_vectors(program, emitter, scope))
         tensor = emitter.tensors[f"input {token.result.name}"]
         place = tensor.offset(b, head, at).keep()
-        if not token.expression.is_vector:
-            tensor.store(place, scope.value(token.expression))
-        width = width_of(token.expression.width) if token.expression.is_vector else 0
-        for start, lanes in pieces(width, emitter.lanes):
-            tensor.store(place + start, scope.element(token.expression, start, lanes).spread(lanes))
+        width = None if token.expression.width is None else width_of(token.expression.width)
+        if seen is None:
+            _write(token.expression, width, scope, tensor, place)
+        else:
+            with T.If(seen.load(seen.offset(b, head, at), "bool").expr):
+                with T.Then():
+                    _write(token.expression, width, scope, tensor, place)
+                with T.Else():
+                    _write(build.literal(0.0), width, scope, tensor, place)
     return scratch.most
+
+
+def _write(expression: Node, width: int | None, scope: Scope, tensor: Tensor, place: Value) -> None:
+    """The elements of a vector, or a scalar, from ``place`` on."""
+    if width is None:
+        tensor.store(place, scope.value(expression))
+        return
+    for start, lanes in pieces(width, scope.emitter.lanes):
+        tensor.store(place + start, scope.element(expression, start, lanes).spread(lanes))

@@ -156,8 +156,10 @@ class Sizes:
     N: Value
 
 
-def stream(shape: Shape, slots: Slots, sizes: Sizes, scratch_bytes: Value) -> int:
+def stream(shape: Shape, slots: Slots, sizes: Sizes, scratch_bytes: Value, *, few: bool = True) -> int:
     """The whole kernel: a parallel loop over tiles of rows, later rows first, since they often see more keys.
+
+    ``few`` says whether there is code of its own for tiles of few rows, as in decoding.
 
     Returns how many bytes of scratch memory it takes.
     """
@@ -170,17 +172,20 @@ def stream(shape: Shape, slots: Slots, sizes: Sizes, scratch_bytes: Value) -> in
         def tile(vectors: int, *, few: bool) -> None:
             with scratch.shared():
                 task_slots = slots.task((head // sizes.H).keep(), (head % sizes.H).keep(), scratch)
-                _Tile(shape, slots, task_slots, sizes, scratch, row, count, vectors, few).run()
+                Tile(shape, slots, task_slots, sizes, scratch, row, count, vectors, few).run()
 
-        with T.If((count <= ROWS).expr):
-            with T.Then():
-                tile(1, few=True)
-            with T.Else():
-                tile(shape.vectors, few=False)
+        if few:
+            with T.If((count <= ROWS).expr):
+                with T.Then():
+                    tile(1, few=True)
+                with T.Else():
+                    tile(shape.vectors, few=False)
+        else:
+            tile(shape.vectors, few=False)
     return scratch.most
 
 
-class _Tile:
+class Tile:
     """The code for one tile of rows, ``vectors`` row vectors at a time; ``few`` rows have products of their own."""
 
     def __init__(
@@ -193,7 +198,7 @@ class _Tile:
         row: Value,
         count: Value,
         vectors: int,
-        few: bool,
+        few: bool = False,
     ) -> None:
         self.few = few
         self.shape, self.slots, self.task, self.sizes = shape, slots, task, sizes
@@ -220,6 +225,9 @@ class _Tile:
         self._start()
         for number, walk in enumerate(self.slots.walks):
             self._walk(number, walk)
+        self._finish()
+
+    def _finish(self) -> None:
         with T.serial(self.count.expr) as at:
             r = index(at)
             row = (self.row + r).keep()

@@ -1,0 +1,141 @@
+"""From a derived backward to one TIR function: token maps, walks and scatters, in order."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+from typing import Literal as OneOf
+
+from attnc.analyse.gradient.backward import Backward, Scatter, Step, Walk, results_of
+from attnc.analyse.gradient.hoist import hoist_backward
+from attnc.analyse.mask import analyse_mask
+from attnc.backends.protocol import Workload
+from attnc.backends.tvm.arguments import Layout
+from attnc.backends.tvm.emit import Emitter
+from attnc.backends.tvm.lower import shape_of, write_function
+from attnc.backends.tvm.machine import Machine
+from attnc.backends.tvm.tokens import map_tokens
+from attnc.backends.tvm.walks import Over, WalkSlots
+from attnc.ir import build
+from attnc.ir.nodes import Input, Kind, Literal, Read
+from attnc.ir.traverse import contains
+from attnc.plan import TokenMap
+from attnc.templates.tvm.lanes import Value
+from attnc.templates.tvm.scatter import scatter
+from attnc.templates.tvm.stream import Sizes, stream
+
+Side = OneOf["query", "key"]
+OVER: dict[Side, Over] = {"query": "keys", "key": "rows"}
+SIDE: dict[Over, Side] = {over: side for side, over in OVER.items()}
+TOKENS = {"query": "M", "key": "N"}
+
+
+@dataclass(frozen=True, slots=True)
+class Arranged:
+    """A backward as it is compiled.
+
+    Attributes:
+        backward: with token maps, and steps in order.
+        own: what is neither handed in nor a result, with its element type.
+        seen: the sides whose first walk writes a flag for each token: whether it is in a visible pair.
+    """
+
+    backward: Backward
+    own: tuple[tuple[Input, str], ...]
+    seen: frozenset[Side]
+
+    def layout(self) -> Layout:
+        """The arguments of the function."""
+        backward = self.backward
+        program = backward.plan.program
+        inputs = (*program.inputs, *backward.reads, *backward.results, *(source for source, _ in self.own))
+        tensors = (("q", 4), ("k", 4), ("v", 4), *((f"input {x.name}", len(x.dims)) for x in inputs))
+        return Layout(program.extents, tensors, len(program.parameters))
+
+    def dtypes(self, workload: Workload) -> list[str]:
+        """Element types of the tensors of the layout."""
+        wide = _wide(workload)
+        reads = [workload.dtype if source.name in ("out", "d_out") else wide for source in self.backward.reads]
+        results = [wide] * len(self.backward.results)
+        return [*[workload.dtype] * 3, *workload.inputs, *reads, *results, *(dtype for _, dtype in self.own)]
+
+
+def arrange(backward: Backward, workload: Workload) -> Arranged:
+    """Hoist, and tell tokens in no visible pair from others where their gradient is more than a sum over pairs."""
+    backward = hoist_backward(backward)
+    results = {result.name for result in backward.results}
+    steps, seen = list(backward.steps), set[Side]()
+    mask = backward.plan.mask
+    if not (isinstance(mask, Literal) and mask.value is True):
+        for step in tuple(steps):
+            if isinstance(step, TokenMap) and step.result.name in results and step.side not in seen:
+                seen.add(step.side)
+                if not any(isinstance(other, Walk) and other.over == OVER[step.side] for other in steps):
+                    steps.insert(_first_result(steps, results), Walk(OVER[step.side], ()))
+    computed = {source.name for source in backward.reads}
+    computed |= {result.name for step in steps if not isinstance(step, TokenMap) for result in results_of(step)}
+    own = [
+        (result, _dtype_of(step, computed, workload))
+        for step in steps
+        for result in results_of(step)
+        if result.name not in results
+    ]
+    own += [(flag_of(side), "bool") for side in sorted(seen)]
+    return Arranged(replace(backward, steps=tuple(steps)), tuple(own), frozenset(seen))
+
+
+def _first_result(steps: list[Step], results: set[str]) -> int:
+    return next(n for n, step in enumerate(steps) if isinstance(step, TokenMap) and step.result.name in results)
+
+
+def _dtype_of(step: Step, computed: set[str], workload: Workload) -> str:
+    """Element type of what a step writes: as in the forward, or wide if it depends on anything computed."""
+    if not isinstance(step, TokenMap) or not step.expression.is_vector:
+        return _wide(workload)
+    late = contains(step.expression, lambda node: isinstance(node, Read) and node.input.name in computed)
+    return _wide(workload) if late else workload.dtype
+
+
+def _wide(workload: Workload) -> str:
+    return "f64" if workload.dtype == "f64" else "f32"
+
+
+def flag_of(side: Side) -> Input:
+    """Of each token of ``side``: whether it is in a visible pair."""
+    dims = tuple(build.size(name) for name in ("B", "H", TOKENS[side]))
+    return Input(f"seen {side}", Kind.BOOL, dims)
+
+
+def lower_backward_to_tir(arranged: Arranged, workload: Workload, machine: Machine) -> tuple[Any, Layout]:
+    """The function as a ``PrimFunc`` of two handles, and what they point to."""
+    backward = arranged.backward
+    plan = backward.plan
+    visibility = analyse_mask(plan.mask)
+    shape = shape_of(machine, "float64" if workload.dtype == "f64" else "float32")
+    results = {result.name for result in backward.results}
+
+    def body(emitter: Emitter, room: Value) -> list[int]:
+        sizes = emitter.sizes
+        over_keys = Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"])
+        over_rows = Sizes(sizes["B"], sizes["H"], sizes["N"], sizes["M"])
+        most = []
+        unseen = set(arranged.seen)
+        for step in backward.steps:
+            if isinstance(step, TokenMap):
+                guarded = step.side in arranged.seen and step.result.name in results
+                flags = emitter.input(flag_of(step.side)) if guarded else None
+                most.append(map_tokens(step, plan.program, emitter, room, flags))
+                continue
+            side = SIDE[step.over] if isinstance(step, Walk) else None
+            flags = emitter.input(flag_of(side)) if side in unseen else None
+            unseen.discard(side)
+            slots = WalkSlots(plan, step, visibility, emitter, workload.dtype, flags)
+            if isinstance(step, Scatter):
+                apart = any(at in (build.index("row"), build.index("i")) for at in step.indices)
+                target = emitter.input(step.result).memory
+                most.append(scatter(shape, slots, over_keys, target, room, apart=apart))
+            else:
+                most.append(stream(shape, slots, over_keys if side == "query" else over_rows, room, few=False))
+        return most
+
+    return write_function(arranged.layout(), arranged.dtypes(workload), plan.program, shape, machine, body)
