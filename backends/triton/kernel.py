@@ -12,7 +12,7 @@ from torch import Tensor
 
 from attnc.backends.protocol import Target
 from attnc.backends.triton.call import Execute, TileLists, run
-from attnc.backends.triton.driver import Driver, DriverError, Program, open_driver
+from attnc.backends.triton.driver import Driver, DriverError, Program
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
 
@@ -109,7 +109,6 @@ def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:
 
     Raises:
         ValueError: the manifest is of another format, or damaged.
-        DriverError: the kernels are for HIP, whose runtime is not here.
     """
     if manifest.get("format") != FORMAT:
         raise ValueError(f"kernels of format {manifest.get('format')}, this version reads format {FORMAT}")
@@ -131,8 +130,6 @@ def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:
         target = Target(*manifest["target"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"the description of the kernels is damaged: {error!r}") from None
-    if target.kind == "hip":
-        open_driver(target)
     return DeviceKernel(target, recipe, programs, {}, reports)
 
 
