@@ -138,7 +138,8 @@ def derive_backward(program: Program, lse: bool = False) -> Backward:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
     except NotDifferentiable as error:
-        raise UnsupportedError([Diagnostic("E803", str(error), _span_of(program, error.node))]) from None
+        span = _span_of(program, error.node) if error.node else _whole(program)
+        raise UnsupportedError([Diagnostic("E803", str(error), span)]) from None
 
 
 def training_problems(backward: Backward, workload: Workload, target: Target, backend: Backend) -> list[Diagnostic]:

@@ -219,14 +219,12 @@ def _add_at_indices(total: Tensor, part: Contribution, result: Tensor, call: Cal
     kept = [at for at, axis in enumerate("bh" + ("i" if part.level == "query" else "j")) if axis in used]
     if missing := [at for at in range(3) if at not in kept]:
         x = x.sum(missing)
-    b, h, token = (
-        torch.arange(size, device=device).view([-1 if other == at else 1 for other in kept])
-        for at, size in enumerate(result.shape[:3])
-    )
-    env = {**call.sizes, **call.numbers, **call.tensors, "b": b, "h": h}
-    if "h" in used:
-        env["g"] = call.groups.to(device)[h]
-    env["row" if part.level == "query" else "j"] = token
+    env: dict[str, Any] = {**call.sizes, **call.numbers, **call.tensors}
+    for at in kept:
+        name = ("b", "h", "row" if part.level == "query" else "j")[at]
+        env[name] = torch.arange(result.shape[at], device=device).view([-1 if other == at else 1 for other in kept])
+    if "h" in env:
+        env["g"] = call.groups.to(device)[env["h"]]
     places = [torch.as_tensor(evaluate(index, env), device=device).expand(x.shape[:-1]) for index in indices]
     extents = [size for at, size in enumerate(total.shape) if at not in opened]
     inside = torch.ones(x.shape[:-1], dtype=torch.bool, device=device)

@@ -84,6 +84,7 @@ class Operators:
     forward: Callable[..., Any]
     forward_lse: Callable[..., Any]
     train: Callable[..., Any]
+    gradient: Callable[..., Any]
 
 
 NAMESPACE = "attnc"
@@ -105,6 +106,7 @@ def register(name: str, implementation: Implementation) -> Operators:
             _register_forward(name, arguments, implementation, gradient, lse=False),
             _register_forward(f"{name}_lse", arguments, implementation, gradient, lse=True),
             _register_training(name, arguments, implementation, gradient),
+            gradient,
         )
     return _registered[name]
 
@@ -170,8 +172,8 @@ def _register_training(
         ctx.set_materialize_grads(False)
 
     def backward(ctx: Any, of_results: Sequence[Tensor | None]) -> tuple[Any, ...]:
-        kept, tensors = ctx.saved_tensors[: ctx.split], ctx.saved_tensors[ctx.split :]
-        inputs = (*tensors, *ctx.numbers)
+        saved = ctx.saved_tensors  # once: checkpoints give them out a single time
+        kept, inputs = saved[: ctx.split], (*saved[ctx.split :], *ctx.numbers)
         cotangents = list(of_results[: 2 if ctx.lse else 1])
         if all(x is None for x in cotangents):
             return (None,) * (len(inputs) + 2)
@@ -245,8 +247,8 @@ def _register_gradient(name: str, arguments: str, implementation: Implementation
 
     def backward(ctx: Any, of_grads: Sequence[Tensor]) -> tuple[Any, ...]:
         split, kept = ctx.counts
-        cotangents = list(ctx.saved_tensors[:split])
-        inputs = [*ctx.saved_tensors[split:], *ctx.numbers]
+        saved = ctx.saved_tensors
+        cotangents, inputs = list(saved[:split]), [*saved[split:], *ctx.numbers]
         grads = second(list(of_grads), cotangents, *inputs, ctx.needs)
         of_inputs = _scatter(grads[split:], [True] * len(slots), slots, len(inputs))
         return (list(grads[:split]), [None] * kept, *of_inputs, None)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc import library
+from attnc.errors import ArgumentError
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.plan import Plan
@@ -69,6 +70,8 @@ class Op:
         """
         values = self._signature.bind(arguments)
         check_types(self._signature, q, k, v, values)
+        if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
+            raise ArgumentError("q", "the kernels cannot run under transforms of torch.func: use op.reference there")
         if torch.is_grad_enabled() and any(needs := library.needed(self._signature, q, k, v, values)):
             results = self._operators.train(q, k, v, *values, needs, return_lse)
             return (results[0], results[1]) if return_lse else results[0]

@@ -118,7 +118,7 @@ def _named(
 
 
 class FakeBackend:
-    """Cannot do ``tanh``, so that there is something that it cannot do."""
+    """Cannot do ``tanh`` unless told to, so that there is something that it cannot do."""
 
     name = "fake"
 
@@ -126,13 +126,14 @@ class FakeBackend:
         self.built: list[Workload] = []
         self.loaded = 0
         self.backwards: list[FakeBackwardKernel] = []
+        self.refused: tuple[str, ...] = ("tanh",)
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         nodes = postorder(plan.mask, plan.output, *(term.term for walk in plan.passes for term in walk.accumulators))
         return [
-            Unsupported("there is no `tanh`", node, "use something else")
+            Unsupported(f"there is no `{node.op}`", node, "use something else")
             for node in nodes
-            if isinstance(node, Apply) and node.op == "tanh"
+            if isinstance(node, Apply) and node.op in self.refused
         ]
 
     def build(self, plan: Plan, workload: Workload, target: Target) -> FakeKernel:
