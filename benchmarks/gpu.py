@@ -11,7 +11,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -55,7 +55,14 @@ def contenders(case: Case, shape: Shape, q: Tensor, k: Tensor, v: Tensor, inputs
     return found
 
 
-def measure(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
+def gradients(call: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+    """The backward of a call whose forward is done once, here."""
+    out = call()
+    cotangent = torch.randn(out.shape, generator=torch.Generator(GPU).manual_seed(1), dtype=out.dtype, device=GPU)
+    return lambda: torch.autograd.grad(out, leaves, cotangent, retain_graph=True)
+
+
+def measure(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each call in each round; the calls take turns, in an order that alternates."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=GPU)
     for call, _ in itertools.product(calls.values(), range(3)):
@@ -95,20 +102,59 @@ def compare(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[s
             difference = (call().float() - out.float()).abs().max().item()
             assert difference < 6e-2, f"{case.name}: {difference} from {name}"
     calls = {"attnc": lambda: op(q, k, v, **inputs)} | {name: call for name, call in peers.items() if callable(call)}
-    milliseconds = measure(calls, rounds)
-    medians = {name: statistics.median(values) for name, values in milliseconds.items()}
-    work = flops(case, shape, inputs)
-    return {
+    row = {
         "case": case.name,
+        "direction": "forward",
         "dtype": str(dtype).removeprefix("torch."),
         "shape": {name: getattr(shape, name) for name in ("B", "H", "G", "N", "D")},
         "error": error,
         "first_call_seconds": first,
         "extra_bytes": max(0, extra),
+        "missing": {name: why for name, why in peers.items() if not callable(why)},
+    }
+    return row | timed(calls, rounds, flops(case, shape, inputs))
+
+
+def compare_backward(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """One row of the results for the gradients of q, k and v: checked against the peers, then timed beside them."""
+    leaves = tuple(x.requires_grad_() for x in tensors(shape, dtype, GPU))
+    inputs: dict[str, Any] = case.inputs(shape, GPU)
+    op = attnc.loads(case.spec)
+    peers = contenders(case, shape, *leaves, inputs)
+    calls = {"attnc": lambda: op(*leaves, **inputs)} | {name: call for name, call in peers.items() if callable(call)}
+    pulls = {name: gradients(call, leaves) for name, call in calls.items()}
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    ours = pulls["attnc"]()
+    torch.cuda.synchronize()
+    extra = torch.cuda.max_memory_allocated() - before
+    assert all(gradient.isfinite().all() for gradient in ours), f"{case.name}: a gradient is not finite"
+    assert all(map(torch.equal, ours, pulls["attnc"]())), f"{case.name}: other bits at the second run"
+    worst = 0.0
+    for name, pull in pulls.items():
+        for mine, theirs in zip(ours, pull(), strict=True):
+            worst = max(worst, ((mine.float() - theirs.float()).norm() / theirs.float().norm()).item())
+        assert worst < 2e-2, f"{case.name}: {worst} from {name}"
+    row = {
+        "case": case.name,
+        "direction": "backward",
+        "dtype": str(dtype).removeprefix("torch."),
+        "shape": {name: getattr(shape, name) for name in ("B", "H", "G", "N", "D")},
+        "error": worst,
+        "extra_bytes": max(0, extra),
+        "missing": {name: why for name, why in peers.items() if not callable(why)},
+    }
+    return row | timed(pulls, rounds, 2.5 * flops(case, shape, inputs))
+
+
+def timed(calls: Mapping[str, Callable[[], Any]], rounds: int, work: float) -> dict[str, Any]:
+    """Times, rates and ratios of calls that do ``work`` floating point operations."""
+    milliseconds = measure(calls, rounds)
+    medians = {name: statistics.median(values) for name, values in milliseconds.items()}
+    return {
         "milliseconds": {name: {"median": medians[name], "all": values} for name, values in milliseconds.items()},
         "tflops": {name: work / median / 1e9 for name, median in medians.items()},
         "ratio": {name: medians[name] / medians["attnc"] for name in medians if name != "attnc"},
-        "missing": {name: why for name, why in peers.items() if not callable(why)},
     }
 
 
@@ -128,8 +174,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these")
-    parser.add_argument("--name", default="gpu", help="name of the file in results/")
+    parser.add_argument("--backward", action="store_true", help="time the gradients of q, k and v instead")
+    parser.add_argument("--name", help="name of the file in results/; gpu or gpu-backward if not given")
     given = parser.parse_args()
+    run = compare_backward if given.backward else compare
     if not torch.cuda.is_available():
         parser.exit(1, "no GPU here\n")
     console = Console(width=120)
@@ -141,11 +189,12 @@ def main() -> None:
         if given.case and case.name not in given.case:
             continue
         torch.compiler.reset()
-        rows.append(compare(case, shape, torch.bfloat16, rounds))
+        rows.append(run(case, shape, torch.bfloat16, rounds))
         console.print(rows[-1]["case"], shape, {name: f"{rate:.0f}" for name, rate in rows[-1]["tflops"].items()})
     console.print(table(rows))
     if not given.quick:
-        console.print(f"written to {write(given.name, GPU, {'rounds': rounds, 'cold_l2': True}, rows)}")
+        name = given.name or ("gpu-backward" if given.backward else "gpu")
+        console.print(f"written to {write(name, GPU, {'rounds': rounds, 'cold_l2': True}, rows)}")
 
 
 if __name__ == "__main__":
