@@ -118,7 +118,7 @@ def test_a_bundle_replaces_a_bundle_but_nothing_else(backend: FakeBackend, spec:
 
 
 def damage_file(where: Path) -> None:
-    next((where / "kernels").rglob("kernel.txt")).write_text("something else")
+    next((where / "kernels").rglob("plan.pickle")).write_text("something else")
 
 
 def remove_file(where: Path) -> None:
@@ -146,7 +146,7 @@ def empty_folder(where: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (damage_file, "is damaged: kernels/f32-d8-e8/kernel.txt is missing or was changed"),
+        (damage_file, "is damaged: kernels/f32-d8-e8/plan.pickle is missing or was changed"),
         (remove_file, "is damaged: program.txt is missing or was changed"),
         (cut_manifest, "is damaged: manifest.json"),
         (set_manifest("format", 99), "has format 99, written by attnc .* reads formats up to 1"),
