@@ -11,7 +11,7 @@ import argparse
 import itertools
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ def contenders(case: Case, shape: Shape, q: Tensor, k: Tensor, v: Tensor, inputs
     return found
 
 
-def gradients(call: Callable[[], Tensor], leaves: tuple[Tensor, ...]) -> Callable[[], tuple[Tensor, ...]]:
+def gradients(call: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
     """The backward of a call whose forward is done once, here."""
     out = call()
     cotangent = torch.randn(out.shape, generator=torch.Generator(GPU).manual_seed(1), dtype=out.dtype, device=GPU)
@@ -117,11 +117,13 @@ def compare(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[s
 
 def compare_backward(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """One row of the results for the gradients of q, k and v: checked against the peers, then timed beside them."""
-    leaves = tuple(x.requires_grad_() for x in tensors(shape, dtype, GPU))
+    q, k, v = leaves = tensors(shape, dtype, GPU)
+    for leaf in leaves:
+        leaf.requires_grad_()
     inputs: dict[str, Any] = case.inputs(shape, GPU)
     op = attnc.loads(case.spec)
-    peers = contenders(case, shape, *leaves, inputs)
-    calls = {"attnc": lambda: op(*leaves, **inputs)} | {name: call for name, call in peers.items() if callable(call)}
+    peers = contenders(case, shape, q, k, v, inputs)
+    calls = {"attnc": lambda: op(q, k, v, **inputs)} | {name: call for name, call in peers.items() if callable(call)}
     pulls = {name: gradients(call, leaves) for name, call in calls.items()}
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
