@@ -41,6 +41,7 @@ SPECS = {
     "neighbourhood": "mask neighborhood(3)",
     "empty rows": "mask j < i - 37",
     "empty rows, epilogue": "input w: real[B, H, M, E] mask j < i - 37 output o * w[b, h, row, :]",
+    "empty rows, norm": "mask j < i - 37 output rmsnorm(o)",
     "twopass": "mask causal normalize relu(score - rowmean(score))",
     "temperature": "input tau: real[B, H, M] mask causal score dot(q, k) * scale * tau[b, h, row]",
     "key bias": "input u: real[B, G, N] score dot(q, k) * scale + u[b, g, j]",

@@ -17,12 +17,13 @@ from attnc.backends.tvm.machine import Machine
 from attnc.backends.tvm.tokens import map_tokens
 from attnc.backends.tvm.walks import Over, WalkSlots
 from attnc.ir import build
-from attnc.ir.nodes import Input, Kind, Literal, Read
+from attnc.ir.nodes import Apply, Input, Kind, Literal, Node, Read
 from attnc.ir.traverse import contains
 from attnc.plan import TokenMap
 from attnc.templates.tvm.lanes import Value
 from attnc.templates.tvm.scatter import scatter
-from attnc.templates.tvm.stream import Sizes, stream
+from attnc.templates.tvm.stream import stream
+from attnc.templates.tvm.walk import Sizes
 
 Side = OneOf["query", "key"]
 OVER: dict[Side, Over] = {"query": "keys", "key": "rows"}
@@ -38,11 +39,13 @@ class Arranged:
         backward: with token maps, and steps in order.
         own: what is neither handed in nor a result, with its element type.
         seen: the sides whose first walk writes a flag for each token: whether it is in a visible pair.
+        guarded: names of token maps that are 0 where it is in none.
     """
 
     backward: Backward
     own: tuple[tuple[Input, str], ...]
     seen: frozenset[Side]
+    guarded: frozenset[str]
 
     def layout(self) -> Layout:
         """The arguments of the function."""
@@ -64,16 +67,18 @@ def arrange(backward: Backward, workload: Workload) -> Arranged:
     """Hoist, and tell tokens in no visible pair from others where their gradient is more than a sum over pairs."""
     backward = hoist_backward(backward)
     results = {result.name for result in backward.results}
-    steps, seen = list(backward.steps), set[Side]()
     mask = backward.plan.mask
-    if not (isinstance(mask, Literal) and mask.value is True):
-        for step in tuple(steps):
-            if isinstance(step, TokenMap) and step.result.name in results and step.side not in seen:
-                seen.add(step.side)
-                if not any(isinstance(other, Walk) and other.over == OVER[step.side] for other in steps):
-                    steps.insert(_first_result(steps, results), Walk(OVER[step.side], ()))
-    computed = {source.name for source in backward.reads}
-    computed |= {result.name for step in steps if not isinstance(step, TokenMap) for result in results_of(step)}
+    everything = isinstance(mask, Literal) and mask.value is True
+    guarded = frozenset[str]() if everything else frozenset(results | _risky(backward))
+    steps: list[Step] = []
+    seen = set[Side]()
+    for step in backward.steps:
+        if isinstance(step, TokenMap) and step.result.name in guarded and step.side not in seen:
+            seen.add(step.side)
+            if not any(isinstance(other, Walk) and other.over == OVER[step.side] for other in steps):
+                steps.append(Walk(OVER[step.side], ()))
+        steps.append(step)
+    computed = _computed(backward)
     own = [
         (result, _dtype_of(step, computed, workload))
         for step in steps
@@ -81,11 +86,40 @@ def arrange(backward: Backward, workload: Workload) -> Arranged:
         if result.name not in results
     ]
     own += [(flag_of(side), "bool") for side in sorted(seen)]
-    return Arranged(replace(backward, steps=tuple(steps)), tuple(own), frozenset(seen))
+    return Arranged(replace(backward, steps=tuple(steps)), tuple(own), frozenset(seen), guarded)
 
 
-def _first_result(steps: list[Step], results: set[str]) -> int:
-    return next(n for n, step in enumerate(steps) if isinstance(step, TokenMap) and step.result.name in results)
+def _computed(backward: Backward) -> set[str]:
+    """Names of what the forward and the walks of the backward compute."""
+    names = {source.name for source in backward.reads}
+    return names | {x.name for step in backward.steps if not isinstance(step, TokenMap) for x in results_of(step)}
+
+
+def _risky(backward: Backward) -> set[str]:
+    """Vectors that are summed over the rows and may be infinite in rows that see nothing, where the states are 0.
+
+    A weight of 0 would not hide them.
+    """
+    values = {one.value for step in backward.steps if isinstance(step, Walk) for one in step.sums}
+    summed = {value.input.name for value in values if isinstance(value, Read)}
+    computed = _computed(backward)
+    return {
+        step.result.name
+        for step in backward.steps
+        if isinstance(step, TokenMap)
+        and step.result.name in summed
+        and contains(step.expression, lambda node: isinstance(node, Read) and node.input.name in computed)
+        and contains(step.expression, _may_overflow)
+    }
+
+
+def _may_overflow(node: Node) -> bool:
+    match node:
+        case Apply(op="div", args=(_, divisor)):
+            return not isinstance(divisor, Literal)
+        case Apply(op=op):
+            return op in ("exp", "log", "mod", "pow", "rsqrt", "sqrt")
+    return False
 
 
 def _dtype_of(step: Step, computed: set[str], workload: Workload) -> str:
@@ -112,7 +146,6 @@ def lower_backward_to_tir(arranged: Arranged, workload: Workload, machine: Machi
     plan = backward.plan
     visibility = analyse_mask(plan.mask)
     shape = shape_of(machine, "float64" if workload.dtype == "f64" else "float32")
-    results = {result.name for result in backward.results}
 
     def body(emitter: Emitter, room: Value) -> list[int]:
         sizes = emitter.sizes
@@ -122,8 +155,7 @@ def lower_backward_to_tir(arranged: Arranged, workload: Workload, machine: Machi
         unseen = set(arranged.seen)
         for step in backward.steps:
             if isinstance(step, TokenMap):
-                guarded = step.side in arranged.seen and step.result.name in results
-                flags = emitter.input(flag_of(step.side)) if guarded else None
+                flags = emitter.input(flag_of(step.side)) if step.result.name in arranged.guarded else None
                 most.append(map_tokens(step, plan.program, emitter, room, flags))
                 continue
             side = SIDE[step.over] if isinstance(step, Walk) else None

@@ -7,11 +7,13 @@ was asked for it and found from the inner ones, so what does not depend on the k
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tvm.tirx.script.builder import ir as T
+
 from attnc.backends.tvm.arguments import SIZES, Layout
+from attnc.backends.tvm.operations import operation
 from attnc.ir.nodes import (
     Apply,
     Axes,
@@ -28,8 +30,6 @@ from attnc.ir.nodes import (
     Rope,
     Size,
     Slice,
-    State,
-    Token,
 )
 from attnc.templates.tvm import functions
 from attnc.templates.tvm.lanes import (
@@ -38,11 +38,9 @@ from attnc.templates.tvm.lanes import (
     Value,
     constant,
     fma,
-    intrinsic,
     join,
     max_of_lanes,
     maximum,
-    minimum,
     pointer,
     select,
     sum_of_lanes,
@@ -227,7 +225,7 @@ class Scope:
             case Apply(op=op, args=args):
                 return operation(op, args, [self._values_of(arg) for arg in args], self.emitter.type)
             case Read():
-                return self.read(node, None, 1)
+                return self.read(node)
             case Dot(a=a, b=b):
                 return self._reduce("sum", a.width, lambda at, n: self.element(a, at, n) * self.element(b, at, n))
             case Reduce(op=op, over="d", x=x):
@@ -252,13 +250,17 @@ class Scope:
             result = result + x if op == "sum" else maximum(result, x)
         return result
 
-    def read(self, node: Read, start: Value | int | None, lanes: int) -> Value:
-        """An element of an input, or ``lanes`` elements along its open axis; 0 where an index is outside."""
+    def read(self, node: Read, starts: Sequence[Value | int] = (), lanes: int = 1) -> Value:
+        """An element of an input, or ``lanes`` of them along its last axis; 0 where an index is outside.
+
+        ``starts`` are the places on the open axes, in order.
+        """
         tensor = self.emitter.input(node.input)
-        offset, inside = constant(0, "int64"), None
+        offset, inside, given = constant(0, "int64"), None, iter(starts)
         for dim, at, stride in zip(node.input.dims, node.indices, tensor.strides, strict=True):
             if at is None:
-                place = start if isinstance(start, Value) else constant(start or 0, "int32")
+                start = next(given)
+                place = start if isinstance(start, Value) else constant(start, "int32")
             else:
                 place = self.value(at)
                 if not always_inside(at, dim):
@@ -286,7 +288,7 @@ class Scope:
             return held(start, lanes)
         match node:
             case Read():
-                return self.read(node, start, lanes)
+                return self.read(node, (start,), lanes)
             case Apply(op=op, args=args):
                 return operation(op, args, [self._element(a, start, lanes, memo) for a in args], self.emitter.type)
             case Slice(x=x, lo=Literal(value=lo)):
@@ -313,7 +315,7 @@ class Scope:
             return self.element(node.x, start, lanes)
         for cut in (half, rotated):
             if start < cut < start + lanes:
-                return join_elements([self._rope(node, start + k, 1) for k in range(lanes)])
+                return join([self._rope(node, start + k, 1) for k in range(lanes)])
         first = start if start < half else start - half
         base = node.base
         if isinstance(base, Literal):
@@ -333,47 +335,19 @@ class Scope:
         return x * cosine + self.element(node.x, start - half, lanes) * sine
 
     def _matvec(self, x: Node, matrix: Read, start: int, lanes: int) -> Value:
-        from tvm.tirx.script.builder import ir as T
-
         self.hold(x)
         total = self._scratch.take(lanes, self.emitter.type, "product")
         total.store(0, constant(0.0, self.emitter.type).spread(lanes))
-        rows = [k for k, at in enumerate(matrix.indices) if at is None]
         with T.serial(width_of(x.width)) as row:
             d = index(row)
-            at = list(matrix.indices)
-            values = {rows[0]: d}
             held = self.vector(x)
-            factor = held(d, 1) if held else self.read(x, d, 1)  # type: ignore[arg-type]
-            weights = self._matrix_row(matrix, at, values, start, lanes)
-            total.store(0, fma(factor.spread(lanes), weights, total.load(0, lanes)))
+            factor = held(d, 1) if held else self.read(x, (d,))  # type: ignore[arg-type]
+            total.store(0, fma(factor.spread(lanes), self.read(matrix, (d, start), lanes), total.load(0, lanes)))
         return total.load(0, lanes)
-
-    def _matrix_row(
-        self, matrix: Read, indices: list[Node | None], open_at: dict[int, Value], start: int, lanes: int
-    ) -> Value:
-        tensor = self.emitter.input(matrix.input)
-        offset, inside = constant(0, "int64"), None
-        for k, (dim, at, stride) in enumerate(zip(matrix.input.dims, indices, tensor.strides, strict=True)):
-            if at is None:
-                place = open_at.get(k, constant(start, "int32"))
-            else:
-                place = self.value(at)
-                if not always_inside(at, dim):
-                    ok = (place >= 0) & (place < self.value(dim))
-                    place = select(ok, place, 0)
-                    inside = ok if inside is None else inside & ok
-            offset = offset + place.to("int64") * stride
-        result = tensor.load(offset, self.emitter.type, lanes)
-        return result if inside is None else select(inside, result, constant(0, result.type))
 
 
 Vector = Callable[[Any, int], Value]
 """Elements of a vector from ``start`` (an ``int``, or a scalar value) on: ``(start, lanes) -> value``."""
-
-
-def join_elements(parts: Sequence[Value]) -> Value:
-    return join([part.keep() for part in parts])
 
 
 def width_of(node: Node | None) -> int:
@@ -390,108 +364,3 @@ def always_inside(at: Node, dim: Node) -> bool:
         case Literal(value=number), Literal(value=size):
             return 0 <= number < size
     return False
-
-
-def operation(op: str, nodes: Sequence[Node], args: Sequence[Value], real: str) -> Value:
-    """One operation of :data:`attnc.ir.ops.OPS` on values; ``real`` is the type of the arithmetic."""
-    if op in functions.UNARY:
-        return functions.UNARY[op](args[0])
-    match op, args:
-        case "where", (condition, yes, no):
-            return select(condition, yes, no)
-        case "or" | "bitor", (a, b):
-            return a | b
-        case "and" | "bitand", (a, b):
-            return a & b
-        case "bitxor", (a, b):
-            return a ^ b
-        case "not", (a,):
-            return ~a
-        case "lt", (a, b):
-            return a < b
-        case "le", (a, b):
-            return a <= b
-        case "gt", (a, b):
-            return a > b
-        case "ge", (a, b):
-            return a >= b
-        case "eq", (a, b):
-            return (a.equals(b)) if a.type != "bool" else ~(a.to("int32") ^ b.to("int32")).differs(0)
-        case "ne", (a, b):
-            return a.differs(b) if a.type != "bool" else (a.to("int32") ^ b.to("int32")).differs(0)
-        case "shl", (a, b):
-            outside = (b < 0) | (b > 31)
-            return select(outside, constant(0, "int32"), a << (b & 31))
-        case "shr", (a, b):
-            return a >> minimum(maximum(b, 0), 31)
-        case "add", (a, b):
-            return a + b
-        case "sub", (a, b):
-            return a - b
-        case "mul", (a, b):
-            return a * b
-        case "div", (a, b):
-            divisor_of = nodes[1]
-            if isinstance(divisor_of, Literal) and divisor_of.value and math.isfinite(1.0 / divisor_of.value):
-                return a * (1.0 / divisor_of.value)
-            return a / b
-        case "floordiv", (a, b):
-            return a // divisor(nodes[1], b)
-        case "mod", (a, b) if a.type == "int32":
-            return a % divisor(nodes[1], b)
-        case "mod", (a, b):
-            return a - intrinsic("llvm.floor", a / b) * b
-        case "neg", (a,):
-            return -a
-        case "pow", (a, b):
-            return raised(nodes[1], a, b)
-        case "min", (a, b):
-            return minimum(b, a) if isinstance(nodes[0], Literal) else minimum(a, b)
-        case "max", (a, b):
-            return maximum(b, a) if isinstance(nodes[0], Literal) else maximum(a, b)
-        case "abs", (a,):
-            return intrinsic("llvm.fabs", a) if a.type == real else select(a < 0, -a, a)
-        case "sign", (a,):
-            return (a > 0).to(a.type) - (a < 0).to(a.type)
-        case "floor", (a,):
-            return intrinsic("llvm.floor", a).to("int32")
-        case "real", (a,):
-            return a.to(real)
-        case "detach", (a,):
-            return a
-    raise AssertionError(f"operation {op} is unknown")
-
-
-def divisor(node: Node, value: Value) -> Value:
-    """An integer divisor that does not trap: 0 becomes 1."""
-    if isinstance(node, Literal) and node.value != 0:
-        return value
-    return select(value.equals(0), constant(1, "int32"), value).keep()
-
-
-def raised(node: Node, x: Value, y: Value) -> Value:
-    """``x ** y``; small whole exponents by multiplication."""
-    exponent = node.value if isinstance(node, Literal) else math.nan
-    if exponent in (0.5, -0.5):
-        return functions.sqrt(x) if exponent > 0 else functions.rsqrt(x)
-    if exponent != exponent or exponent != int(exponent) or not 0 < abs(exponent) <= 16:
-        return functions.power(x, y)
-    result, square, rest = None, x, int(abs(exponent))
-    while rest:
-        if rest & 1:
-            result = square if result is None else (result * square).keep()
-        rest >>= 1
-        if rest:
-            square = (square * square).keep()
-    assert result is not None
-    return result if exponent > 0 else 1.0 / result
-
-
-def states_in(nodes: Sequence[Node]) -> set[str]:
-    """Names of the statistics that some expressions use."""
-    from attnc.ir.traverse import postorder
-
-    return {node.name for node in postorder(*nodes) if isinstance(node, State)}
-
-
-__all__ = ["Emitter", "Input", "Scope", "Tensor", "Token", "states_in", "width_of"]

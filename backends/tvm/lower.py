@@ -20,7 +20,8 @@ from attnc.ir.program import Program
 from attnc.plan import Plan
 from attnc.templates.tvm.lanes import Memory, Value, features
 from attnc.templates.tvm.products import Shape
-from attnc.templates.tvm.stream import Sizes, stream
+from attnc.templates.tvm.stream import stream
+from attnc.templates.tvm.walk import Sizes
 
 
 def layout_of(plan: Plan, workload: Workload) -> Layout:

@@ -15,7 +15,7 @@ from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass, Plan
 from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, select
 from attnc.templates.tvm.products import pieces
-from attnc.templates.tvm.stream import Product, Sum, Walk
+from attnc.templates.tvm.walk import Product, Sum, Walk
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))
 _TASK = frozenset("bh")
@@ -146,7 +146,7 @@ def _reader(emitter: Emitter, scope: Scope, name: str, head: Node, index: Node) 
 
 
 class PlanSlots:
-    """The slots of a whole plan (:class:`attnc.templates.tvm.stream.Slots`)."""
+    """The slots of a whole plan (:class:`attnc.templates.tvm.walk.Slots`)."""
 
     def __init__(
         self,
@@ -182,7 +182,7 @@ class PlanSlots:
 
 
 class Task:
-    """One head of one batch row (:class:`attnc.templates.tvm.stream.TaskSlots`)."""
+    """One head of one batch row (:class:`attnc.templates.tvm.walk.TaskSlots`)."""
 
     def __init__(self, slots: PlanSlots, scope: Scope) -> None:
         self._slots, self._scope = slots, scope
@@ -338,7 +338,7 @@ class Task:
 
 
 class RowVector:
-    """A vector of rows (:class:`attnc.templates.tvm.stream.RowSlots`)."""
+    """A vector of rows (:class:`attnc.templates.tvm.walk.RowSlots`)."""
 
     made: type[Pair]
     """What a pair is."""
@@ -361,7 +361,7 @@ class RowVector:
 
 
 class Pair:
-    """One key against a vector of rows (:class:`attnc.templates.tvm.stream.PairSlots`)."""
+    """One key against a vector of rows (:class:`attnc.templates.tvm.walk.PairSlots`)."""
 
     def __init__(self, slots: PlanSlots, stage: Stage, scope: Scope) -> None:
         self._slots, self._stage, self._scope = slots, stage, scope

@@ -19,7 +19,7 @@ from attnc.ir.traverse import rewrite
 from attnc.plan import Accumulator, Pass, Plan, Statistic
 from attnc.templates.tvm.lanes import Scratch, Value, constant
 from attnc.templates.tvm.products import pieces
-from attnc.templates.tvm.stream import Product
+from attnc.templates.tvm.walk import Product
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))
 _TASK, _ROWS, _KEYS = frozenset("bh"), frozenset("bhi"), frozenset("bhj")
