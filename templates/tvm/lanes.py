@@ -271,14 +271,6 @@ def fma(a: Value, b: Number, c: Number) -> Value:
     return intrinsic("llvm.fma", a, a._like(b), a._like(c))
 
 
-def all_of(conditions: Sequence[Value]) -> Value | None:
-    """Their conjunction; ``None`` of none."""
-    result: Value | None = None
-    for condition in conditions:
-        result = condition if result is None else result & condition
-    return result
-
-
 def any_lane(condition: Value) -> Value:
     """Whether any lane is true, as a scalar."""
     return _reduce_lanes("llvm.vector.reduce.or", condition)

@@ -12,7 +12,8 @@ from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, minimum, ramp, select
 from attnc.templates.tvm.products import Rows, Shape, dealt, index
-from attnc.templates.tvm.stream import Sizes, Slots, Tile, Walk
+from attnc.templates.tvm.stream import Tile
+from attnc.templates.tvm.walk import Sizes, Slots, Walk
 
 
 class PlacedPair(Protocol):
