@@ -37,7 +37,7 @@ class Outputs:
     """What a walk writes: vectors to tensors (name and width), by chunks, and numbers a token."""
 
     vectors: tuple[tuple[str, int], ...]
-    table: tuple[tuple[int, int, int, tuple[int, ...], tuple[int, ...]], ...]
+    table: tuple[tuple[int, ...], ...]
     numbers: tuple[str, ...]
 
 
@@ -97,7 +97,7 @@ class Assembly:
     ) -> None:
         """``out`` at every token of a side; 0 where ``seen`` is given and false."""
         functions = self.functions(name)
-        width = self.widths[out] if out in self.widths else 0
+        width = self.widths.get(out, 0)
         padded = 1 << (width - 1).bit_length() if width else 1
         slots.add_group(functions, self.program.group)
         lanes = slots.add_value(functions, token_read(expression), seen, padded)

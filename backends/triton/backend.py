@@ -7,12 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnc.backends.protocol import Kernel, Target, Unsupported, Workload
+from attnc.analyse.gradient.backward import Backward
+from attnc.backends.protocol import BackwardKernel, Kernel, Target, Unsupported, Workload
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
-    from attnc.backends.triton.compiling import Compiled
+    from attnc.backends.triton.assembly import Lowered
+    from attnc.backends.triton.compiling import Binary, Compiled
+    from attnc.backends.triton.driver import Program
     from attnc.backends.triton.kernel import DeviceKernel
+    from attnc.backends.triton.recipe import Recipe
+    from attnc.backends.triton.report import Report
 
 
 class TritonBackend:
@@ -34,6 +39,23 @@ class TritonBackend:
         from attnc.backends.triton.kernel import load_kernel
 
         return load_kernel(folder, manifest)
+
+    def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        from attnc.backends.triton.support import find_backward_problems
+
+        return tuple(find_backward_problems(backward, workload, target))
+
+    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> BackwardKernel:
+        from attnc.backends.triton.interpreter import is_interpreting
+
+        if is_interpreting():
+            return _interpreted_backward(backward, workload)
+        return _compiled_backward(backward, workload, target)
+
+    def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> BackwardKernel:
+        from attnc.backends.triton.kernel import load_backward
+
+        return load_backward(folder, manifest)
 
     def toolchain(self) -> str:
         return f"triton {importlib.metadata.version('triton')}"
@@ -58,18 +80,48 @@ def _compiled(plan: Plan, workload: Workload, target: Target) -> Kernel:
     return device_kernel(compile_plan(plan, workload, target), target)
 
 
+def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
+    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.interpreter import Interpreter
+    from attnc.backends.triton.kernel import InterpretedBackward
+    from attnc.backends.triton.lower_backward import lower_backward_to_recipe
+    from attnc.backends.triton.module import write_source
+
+    lowered = lower_backward_to_recipe(backward, workload, {"keys": INTERPRETER, "rows": INTERPRETER}, "f32")
+    name = backward.plan.program.name
+    texts = {"slots.py": write_source(name, lowered.functions)}
+    return InterpretedBackward(lowered.recipe, texts, Interpreter(name, lowered))
+
+
+def _compiled_backward(backward: Backward, workload: Workload, target: Target) -> BackwardKernel:
+    from attnc.backends.triton.compiling_backward import compile_backward
+    from attnc.backends.triton.kernel import DeviceBackward
+
+    made = compile_backward(backward, workload, target)
+    return DeviceBackward(*_ready(made.lowered, made.source, made.binaries, target))
+
+
 def device_kernel(made: Compiled, target: Target) -> DeviceKernel:
     """What was compiled, ready to run."""
-    from attnc.backends.triton.driver import Program
-    from attnc.backends.triton.kernel import DeviceKernel, flattened
+    from attnc.backends.triton.kernel import DeviceKernel
 
-    launches = made.lowered.recipe.launches
+    return DeviceKernel(*_ready(made.lowered, made.source, made.binaries, target))
+
+
+def _ready(
+    lowered: Lowered, source: str, binaries: Sequence[Binary], target: Target
+) -> tuple[Target, Recipe, tuple[Program, ...], Mapping[str, str], Mapping[str, Report]]:
+    """The fields of compiled kernels."""
+    from attnc.backends.triton.driver import Program
+    from attnc.backends.triton.kernel import flattened
+
+    launches = lowered.recipe.launches
     ending = "ptx" if target.kind == "cuda" else "amdgcn"
-    texts = {"slots.py": made.source}
-    texts |= {f"{one.name}.{ending}": binary.assembly for one, binary in zip(launches, made.binaries, strict=True)}
+    texts = {"slots.py": source}
+    texts |= {f"{one.name}.{ending}": binary.assembly for one, binary in zip(launches, binaries, strict=True)}
     programs = tuple(
         Program(binary.code, binary.function, binary.shared, binary.threads, flattened(one.arguments))
-        for one, binary in zip(launches, made.binaries, strict=True)
+        for one, binary in zip(launches, binaries, strict=True)
     )
-    reports = {one.name: binary.report for one, binary in zip(launches, made.binaries, strict=True)}
-    return DeviceKernel(target, made.lowered.recipe, programs, texts, reports)
+    reports = {one.name: binary.report for one, binary in zip(launches, binaries, strict=True)}
+    return target, lowered.recipe, programs, texts, reports

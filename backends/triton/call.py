@@ -149,7 +149,11 @@ def run_backward(
         call.tensors[name] = _laid_out(tensor, layout.align) if layout else _last_contiguous(tensor)
     written = {name: tensor for (name, _), tensor in zip(recipe.results, results, strict=True)}
     for name, kind in recipe.results:
-        call.tensors[name] = _plain(written[name], TORCH_TYPES[kind])
+        tensor, layout = written[name], recipe.layouts.get(name)
+        if layout is not None and tensor.dim() == 4 and tensor.dtype == TORCH_TYPES[kind]:
+            call.tensors[name] = _laid_out(tensor, layout.align, copy=False)
+        else:
+            call.tensors[name] = _plain(tensor, TORCH_TYPES[kind])
     for at, launch in enumerate(recipe.launches):
         _launch(at, launch, call, given, execute, lists)
     _deliver(call, written)
@@ -202,7 +206,8 @@ def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execu
     key, read = None, []
     if launch.reads is not None and not _capturing(call.tensors["q"]):
         read = [given[name] for name in launch.reads]
-        key = _version(read, call)
+        version = _version(read, call)
+        key = None if version is None else (at, *version)
     if key is not None and (found := lists.find(key, read)) is not None:
         call.tensors |= found
         return

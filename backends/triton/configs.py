@@ -48,6 +48,51 @@ _32BIT: dict[str, tuple[tuple[int, Config], ...]] = {
 """By architecture: the first entry whose width is not exceeded by the wider of key and value chunks together."""
 
 
+_BACKWARD_16BIT: dict[str, tuple[tuple[int, dict[str, Config]], ...]] = {
+    "sm_80": (
+        (64, {"keys": Config(128, 64, 8, 2), "rows": Config(64, 128, 8, 2)}),
+        (128, {"keys": Config(64, 64, 4, 2), "rows": Config(64, 64, 8, 1)}),
+        (256, {"keys": Config(64, 32, 8, 1), "rows": Config(32, 64, 8, 1)}),
+    ),
+    "sm_90": (
+        (64, {"keys": Config(128, 64, 8, 2), "rows": Config(64, 128, 8, 2)}),
+        (128, {"keys": Config(128, 64, 8, 2), "rows": Config(64, 128, 8, 2)}),
+        (256, {"keys": Config(64, 32, 8, 1), "rows": Config(32, 64, 8, 1)}),
+    ),
+    "gfx942": (
+        (64, {"keys": Config(128, 64, 8, 1), "rows": Config(64, 128, 8, 1)}),
+        (128, {"keys": Config(64, 64, 8, 1), "rows": Config(32, 64, 8, 1)}),
+        (256, {"keys": Config(32, 32, 8, 1), "rows": Config(32, 32, 8, 1)}),
+    ),
+}
+_BACKWARD_16BIT["sm_100"] = _BACKWARD_16BIT["sm_90"]
+_BACKWARD_32BIT: tuple[tuple[int, dict[str, Config]], ...] = (
+    (32, {"keys": Config(32, 32, 4, 1), "rows": Config(32, 32, 4, 1)}),
+    (64, {"keys": Config(32, 32, 4, 1), "rows": Config(32, 32, 4, 1)}),
+    (256, {"keys": Config(16, 16, 8, 1), "rows": Config(16, 16, 8, 1)}),
+)
+
+
+def backward_candidates(target: Target, dtype: str, width: int, over: str) -> Iterator[Config]:
+    """The same for one traversal of a backward; the outer axis is that of the rows for walks over the keys."""
+    table = _BACKWARD_32BIT if dtype == "f32" else _BACKWARD_16BIT[target.arch]
+    config = next((configs[over] for widest, configs in table if width <= widest), table[-1][1][over])
+    yield config
+    while True:
+        inner, outer = ("block_n", "block_m") if over == "keys" else ("block_m", "block_n")
+        if config.stages > 1:
+            config = replace(config, stages=config.stages - 1)
+        elif getattr(config, inner) > 16 and getattr(config, inner) * 2 >= getattr(config, outer):
+            config = replace(config, **{inner: getattr(config, inner) // 2})
+        elif getattr(config, outer) > 16:
+            config = replace(config, **{outer: getattr(config, outer) // 2})
+        elif config.warps < 8:
+            config = replace(config, warps=config.warps * 2)
+        else:
+            return
+        yield config
+
+
 def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:
     """Configurations to try in order: a tile with all its stages and then fewer, which take less shared memory; then
     a smaller tile, which takes fewer registers too.

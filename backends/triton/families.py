@@ -7,8 +7,10 @@ from typing import Any
 
 def template(family: str) -> Any:
     """The kernel of a family."""
+    from attnc.templates.triton.scatter import scatter, settle
     from attnc.templates.triton.stream import stream
     from attnc.templates.triton.tiles import tiles
     from attnc.templates.triton.token import token
 
-    return {"stream": stream, "tiles": tiles, "token": token}[family]
+    kernels = {"stream": stream, "tiles": tiles, "token": token, "scatter": scatter, "settle": settle}
+    return kernels[family]

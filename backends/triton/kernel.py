@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc.backends.protocol import Target
-from attnc.backends.triton.call import Execute, TileLists, run
+from attnc.backends.triton.call import Execute, TileLists, run, run_backward
 from attnc.backends.triton.driver import Driver, DriverError, Program
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
@@ -20,13 +20,21 @@ FORMAT = 1
 
 
 @dataclass(slots=True)
-class InterpretedKernel:
+class _Interpreted:
     """Kernels that run in Triton's interpreter, on tensors of the CPU."""
 
     recipe: Recipe
     texts: Mapping[str, str]
     execute: Execute
     lists: TileLists = field(default_factory=TileLists)
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        raise RuntimeError("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
+
+
+@dataclass(slots=True)
+class InterpretedKernel(_Interpreted):
+    """A forward."""
 
     def run(
         self,
@@ -42,12 +50,27 @@ class InterpretedKernel:
     ) -> None:
         run(self.recipe, self.execute, self.lists, q, k, v, inputs, parameters, extents, out, lse, saved)
 
-    def save(self, folder: Path) -> Mapping[str, Any]:
-        raise RuntimeError("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
+
+@dataclass(slots=True)
+class InterpretedBackward(_Interpreted):
+    """A backward."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        reads: Sequence[Tensor],
+        results: Sequence[Tensor],
+    ) -> None:
+        run_backward(self.recipe, self.execute, self.lists, q, k, v, inputs, parameters, extents, reads, results)
 
 
 @dataclass(slots=True)
-class DeviceKernel:
+class _OnDevice:
     """Compiled kernels. They can be made and saved anywhere, and run where ``target`` is."""
 
     target: Target
@@ -65,26 +88,14 @@ class DeviceKernel:
         """What the compilers said of each kernel, by the name of its launch."""
         return self.reports
 
-    def run(
-        self,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        inputs: Sequence[Tensor],
-        parameters: Sequence[float],
-        extents: Sequence[int],
-        out: Tensor,
-        lse: Tensor | None,
-        saved: Sequence[Tensor] = (),
-    ) -> None:
-        if not q.is_cuda:
-            raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {q.device}")
+    def execute_on(self, device: torch.device) -> Execute:
+        if device.type != "cuda":
+            raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {device}")
 
         def execute(at: int, programs: int, bind: Any) -> None:
-            self.driver.start(at, programs, [bind(value) for value in self.programs[at].values], q.device)
+            self.driver.start(at, programs, [bind(value) for value in self.programs[at].values], device)
 
-        with torch.cuda.device(q.device):
-            run(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, out, lse, saved)
+        return execute
 
     def save(self, folder: Path) -> Mapping[str, Any]:
         ending = "cubin" if self.target.kind == "cuda" else "hsaco"
@@ -104,8 +115,61 @@ class DeviceKernel:
         }
 
 
+@dataclass(slots=True)
+class DeviceKernel(_OnDevice):
+    """A compiled forward."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        out: Tensor,
+        lse: Tensor | None,
+        saved: Sequence[Tensor] = (),
+    ) -> None:
+        execute = self.execute_on(q.device)
+        with torch.cuda.device(q.device):
+            run(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, out, lse, saved)
+
+
+@dataclass(slots=True)
+class DeviceBackward(_OnDevice):
+    """A compiled backward."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        reads: Sequence[Tensor],
+        results: Sequence[Tensor],
+    ) -> None:
+        execute = self.execute_on(q.device)
+        with torch.cuda.device(q.device):
+            run_backward(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, reads, results)
+
+
 def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:
-    """What :meth:`DeviceKernel.save` wrote.
+    """What :meth:`DeviceKernel.save` wrote; see :func:`_load`."""
+    return DeviceKernel(*_load(folder, manifest))
+
+
+def load_backward(folder: Path, manifest: Mapping[str, Any]) -> DeviceBackward:
+    """What :meth:`DeviceBackward.save` wrote; see :func:`_load`."""
+    return DeviceBackward(*_load(folder, manifest))
+
+
+def _load(
+    folder: Path, manifest: Mapping[str, Any]
+) -> tuple[Target, Recipe, tuple[Program, ...], Mapping[str, str], Mapping[str, Report]]:
+    """The fields of saved kernels.
 
     Raises:
         ValueError: the manifest is of another format, or damaged.
@@ -130,7 +194,7 @@ def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:
         target = Target(*manifest["target"])
     except (KeyError, TypeError, ValueError, OSError) as error:
         raise ValueError(f"the description of the kernels is damaged: {error!r}") from None
-    return DeviceKernel(target, recipe, programs, {}, reports)
+    return target, recipe, programs, {}, reports
 
 
 def flattened(arguments: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -163,8 +163,7 @@ class _Lowering:
         outputs = Outputs(
             tuple((name, out_width) for name in outs),
             tuple(
-                (*chunk, tuple(place[c] for place in table.places), tuple(range(len(outs))))
-                for c, chunk in enumerate(out_split)
+                (*chunk, c, len(out_split), len(step.accumulators), 0, len(outs)) for c, chunk in enumerate(out_split)
             ),
             numbers,
         )

@@ -14,7 +14,7 @@ from attnc.backends.triton.forms import SHIFT
 from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, factored
 from attnc.grammar.source import Span
 from attnc.ir.build import state as state_node
-from attnc.ir.nodes import Dot, Index, Literal, Node, Read, State
+from attnc.ir.nodes import Dot, Index, Input, Literal, Node, Read, State
 from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass
 
@@ -296,6 +296,32 @@ def add_finish_rows(
         texts.append(value)
     functions.add(
         "FINISH_ROWS", "state, rows, b, h, g, row, i, env", printer, tuple_of(texts), "Numbers to write, one a row."
+    )  # fmt: skip
+
+
+def add_term(
+    functions: Functions,
+    term: Node,
+    indices: Sequence[Node],
+    result: Input,
+    dots: Sequence[Dot],
+    reads: Sequence[Read],
+) -> None:
+    """Write ``TERM`` of a scatter: what is added to ``result``, the place within the part of its head, whether it is."""
+    printer = functions.printer()
+    _known_dots(printer, dots)
+    _known_rows(printer, reads)
+    printer.expect(term, *indices)
+    value = spread(term, printer.scalar(term))
+    place, checks = "(i + j) * 0", ["(i + j) * 0 == 0"]
+    for dim, at in enumerate(indices, 2):
+        text = printer.variable("place", printer.scalar(at)).text
+        extent = printer.given(*functions.env.extent(result, dim))
+        checks.append(f"({text} >= 0) & ({text} < {extent})")
+        place = f"({place}) * {extent} + {text}" if dim > 2 else f"{place} + {text}"
+    functions.add(
+        "TERM", "dots, rows, b, h, g, row, i, j, env", printer, f"{value}, {place}, {' & '.join(f'({c})' for c in checks)}",
+        "What each pair adds, where, and whether that place exists.",
     )  # fmt: skip
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from attnc.analyse.gradient.backward import Backward, Scatter, Walk
 from attnc.backends.protocol import Target, Unsupported, Workload
+from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.configs import SHARED_MEMORY
 from attnc.backends.triton.vectors import part_of
 from attnc.ir.nodes import BranchOutput, Cumsum, Dot, Literal, MatVec, Node, Read, Reduce, Solve, Token
 from attnc.ir.traverse import postorder
-from attnc.plan import Plan
+from attnc.plan import Plan, TokenMap
 
 WIDEST = 576
+WIDEST_BACKWARD = 256
 _MATRIX_WIDEST = 512
 
 
@@ -41,6 +44,45 @@ def find_problems(plan: Plan, workload: Workload, target: Target) -> Iterator[Un
         seen.add(node)
         yield from _pair_problems(node)
     for node in postorder(*(one.expression for one in plan.tokens), plan.output, *([plan.lse] if plan.lse else [])):
+        if node not in seen:
+            yield from _token_problems(node)
+
+
+def find_backward_problems(backward: Backward, workload: Workload, target: Target) -> Iterator[Unsupported]:
+    """Every reason why there is no kernel for a backward."""
+    plan = backward.plan
+    if target.kind not in ("cuda", "hip") or target.arch not in SHARED_MEMORY:
+        yield Unsupported(f"Triton compiles for {', '.join(SHARED_MEMORY)} here, not for `{target}`", plan.output)
+        return
+    if workload.dtype == "f64":
+        yield Unsupported("GPU kernels compute in f32: float64 q, k and v run on the CPU", plan.output)
+    if plan.program.branches or plan.program.body.routes:
+        yield Unsupported("branches and routes have no Triton kernels yet", plan.output)
+        return
+    for width in plan.program.widths or ():
+        if width > WIDEST_BACKWARD:
+            yield Unsupported(f"gradients take heads at most {WIDEST_BACKWARD} wide, found {width}", plan.output)
+    mask, steps = prepare(backward)
+    seen: set[Node] = set()
+    pairs, tokens = [mask], list[Node]()
+    for step, _ in steps:
+        match step:
+            case TokenMap(expression=expression):
+                tokens.append(expression)
+            case Scatter(term=term, indices=indices):
+                pairs += [term, *indices]
+            case Walk(over=over, sums=sums):
+                for one in sums:
+                    pairs.append(one.term)
+                    part = None if one.value is None else part_of(one.value)
+                    if one.value is not None and (part is None or part.side != ("key" if over == "keys" else "query")):
+                        yield Unsupported(
+                            "the gradient of a vector that differs by pair has no Triton kernel", one.value
+                        )
+    for node in postorder(*pairs):
+        seen.add(node)
+        yield from _pair_problems(node)
+    for node in postorder(*tokens):
         if node not in seen:
             yield from _token_problems(node)
 

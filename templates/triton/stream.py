@@ -32,7 +32,8 @@ repeat the last one; past the inner end they are not counted, past the outer not
 Vectors come in chunks of a power of two lanes ``(source, lo, valid, padded)``; ``DOTS`` lists the products of
 chunks ``(outer chunk, inner chunk, starts a dot, ends it)``, ``SUMS`` the accumulator chunks ``(inner chunk, weight,
 rescale factor or -1, wide)``, where a wide sum is taken in tf32 because its weights could overflow in float16.
-``OUTPUTS`` lists what is written: ``(lo, valid, padded, sums, outs)``, from which sums to which tensors.
+``OUTPUTS`` lists the chunks that are written: ``(lo, valid, padded, first sum, distance to the next one, number of
+sums, first tensor, number of tensors)``.
 """
 
 import triton
@@ -274,11 +275,11 @@ def stream(
     for c in tl.static_range(len(OUTPUTS)):
         lane = tl.arange(0, OUTPUTS[c][2])
         parts = ()
-        for s in tl.static_range(len(OUTPUTS[c][3])):
-            parts = parts + (sums[OUTPUTS[c][3][s]],)
+        for s in tl.static_range(OUTPUTS[c][5]):
+            parts = parts + (sums[OUTPUTS[c][3] + s * OUTPUTS[c][4]],)
         vectors = FINISH(parts, state, rows, b, h, g, row, i, (OUTPUTS[c][0] + lane)[None, :], env, c)
-        for o in tl.static_range(len(OUTPUTS[c][4])):
-            pointer, stride_b, stride_h, stride_token = outs[OUTPUTS[c][4][o]]
+        for o in tl.static_range(OUTPUTS[c][7]):
+            pointer, stride_b, stride_h, stride_token = outs[OUTPUTS[c][6] + o]
             base = pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h + first.to(tl.int64) * stride_token
             address = base + at[:, None] * stride_token + (OUTPUTS[c][0] + lane)[None, :]
             kept = exists[:, None] & (lane < OUTPUTS[c][1])[None, :]

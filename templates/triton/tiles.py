@@ -79,9 +79,9 @@ def tiles(
                     raw = inner_first + tl.arange(0, INNER_BLOCK)
                     inside = (raw < inner_count)[None, :]
                     inner = tl.minimum(raw, inner_count - 1)[None, :]
-                    row, i, j = positions(token, inner, M, N, OVER_ROWS)
-                    visible = VISIBLE(inside, (), rows, b, h, g, row, i, j, env)
-                    seen = tl.sum(tl.sum((visible & (row >= 0) & (j >= 0)).to(tl.int32), 1), 0)
+                    at_row, at_i, at_j = positions(token, inner, M, N, OVER_ROWS)
+                    visible = VISIBLE(inside, (), rows, b, h, g, at_row, at_i, at_j, env)
+                    seen = tl.sum(tl.sum((visible & (at_row >= 0) & (at_j >= 0)).to(tl.int32), 1), 0)
                     full = seen == BLOCK * INNER_BLOCK
                     empty = seen == 0
             full = full & whole

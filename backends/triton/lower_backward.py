@@ -1,0 +1,273 @@
+"""From a derived backward to a recipe: walks over keys and rows, maps of tokens, scatters."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Step, Walk, read_by
+from attnc.analyse.gradient.derive import AT_ROW, ROW
+from attnc.analyse.mask import analyse_mask
+from attnc.backends.protocol import Workload
+from attnc.backends.triton import slots
+from attnc.backends.triton.adjoint import prepare
+from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
+from attnc.backends.triton.chunks import Chunks
+from attnc.backends.triton.configs import Config
+from attnc.backends.triton.printer import static
+from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Recipe, Value
+from attnc.backends.triton.rewrites import dots_of, is_bounded, widths
+from attnc.backends.triton.slots import SEEN, Finish, Functions, Over, StepResult
+from attnc.backends.triton.vectors import split
+from attnc.ir import build
+from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read, Token
+from attnc.ir.traverse import postorder
+from attnc.plan import Accumulator, Pass, Statistic, TokenMap
+
+LOWEST = -2.0e38
+SETTLED = 1024
+"""Places that are written at once."""
+
+
+def lower_backward_to_recipe(
+    backward: Backward, workload: Workload, configs: Mapping[Over, Config], precision: str
+) -> Lowered:
+    """All kernels of a backward; ``configs`` are those of the walks over the keys and over the rows."""
+    program, element = backward.plan.program, TRITON_TYPES[workload.dtype]
+    types = {"q": element, "k": element, "v": element}
+    for declared, dtype in zip(program.inputs, workload.inputs, strict=True):
+        types[declared.name] = TRITON_TYPES[dtype]
+    D, E = widths(program)
+    lanes = {"q": D, "k": D, "v": E}
+    for source in backward.reads:
+        types[source.name] = element if source.name in ("out", "d_out") else "fp32"
+        if len(source.dims) > 3:
+            lanes[source.name] = static(source.dims[-1])
+    mask, steps = prepare(backward)
+    assembly = Assembly(program, element, precision, analyse_mask(mask), types, lanes)
+    return _Lowering(backward, workload, configs, assembly, mask, steps).lower()
+
+
+@dataclass(slots=True)
+class _Lowering:
+    backward: Backward
+    workload: Workload
+    configs: Mapping[Over, Config]
+    assembly: Assembly
+    mask: Node
+    steps: list[tuple[Step, dict[str, float]]]
+    listed: set[Over] = field(default_factory=set)
+    seen_made: bool = False
+
+    def lower(self) -> Lowered:
+        program = self.backward.plan.program
+        results = tuple((part.result.name, self.result_type(part)) for part in self.backward.contributions)
+        self.assembly.types |= dict(results)
+        for part in self.backward.contributions:
+            if part.level != "pair" and _is_vector(part.result):
+                self.assembly.widths[part.result.name] = static(part.result.dims[-1])
+        copies = self.copies()
+        for step, scales in self.steps:
+            match step:
+                case TokenMap(expression=Read(input=source)) if source.name in copies:
+                    continue
+                case TokenMap():
+                    self.token_map(step)
+                case Walk(over=over):
+                    self.walk(step, over, scales, copies)
+                case Scatter():
+                    self.scatter(step, scales[step.result.name])
+        recipe = Recipe(
+            tuple(self.assembly.launches),
+            tuple(declared.name for declared in program.inputs),
+            tuple(parameter.name for parameter in program.parameters),
+            tuple(program.extents),
+            self.assembly.layouts,
+            (),
+            tuple(source.name for source in self.backward.reads),
+            results,
+        )
+        return Lowered(recipe, tuple(self.assembly.texts))
+
+    def result_type(self, part: Contribution) -> str:
+        """The element type of q where the result can be the whole gradient of a token, else float32."""
+        alone = sum(other.name == part.name for other in self.backward.contributions) == 1
+        whole = alone and isinstance(part.at, Token) and _is_vector(part.result)
+        return self.assembly.element if whole else "fp32"
+
+    def copies(self) -> dict[str, str]:
+        """Sums that are results as they are, and which: walks write those directly."""
+        uses = Counter(name for step, _ in self.steps for name in read_by(step))
+        found = {}
+        for step, _ in self.steps:
+            match step:
+                case TokenMap(expression=Read(input=source), result=result) if (
+                    uses[source.name] == 1 and len(source.dims) == len(result.dims) and self.is_sum(source)
+                ):
+                    found[source.name] = result.name
+        return found
+
+    def is_sum(self, source: Input) -> bool:
+        walks = (step for step, _ in self.steps if isinstance(step, Walk))
+        return any(one.result == source for walk in walks for one in walk.sums)
+
+    # Maps of tokens
+
+    def token_map(self, step: TokenMap) -> None:
+        result, expression = step.result, step.expression
+        buffers: tuple[Buffer, ...] = ()
+        if result.name not in self.assembly.types:
+            buffers = (self.assembly.buffer(result, self.assembly.element if _is_vector(result) else "fp32"),)
+        name = f"map_{len(self.assembly.launches)}_{result.name}"
+        seen = None if buffers or step.side == "key" else self.seen(expression)
+        self.assembly.token_kernel(name, result.name, expression, step.side, step.per, seen, buffers)
+
+    def seen(self, expression: Node) -> Node | None:
+        """The condition that a row has seen a key; ``None`` where the value is 0 anyhow in those that have not."""
+        given = {source.name for source in self.backward.reads}
+        if isinstance(self.mask, Literal) and self.mask.value:
+            return None
+        if not any(isinstance(node, Read) and node.input.name in given for node in postorder(expression)):
+            return None
+        for step in self.backward.plan.passes:
+            for one in step.statistics:
+                if one.op == "sum" and f"saved_{one.name}" in given and _is_exponential(one.term):
+                    saved = build.read(Input(f"saved_{one.name}", Kind.REAL, ROW), AT_ROW)
+                    return build.apply("gt", saved, build.literal(0.0))
+        source = Input("rows.seen", Kind.REAL, ROW)
+        if not self.seen_made:
+            self.seen_made = True
+            self.mark_seen(source)
+        return build.apply("gt", build.read(source, AT_ROW), build.literal(LOWEST))
+
+    def mark_seen(self, source: Input) -> None:
+        """A walk over the mask alone."""
+        self.lists("keys")
+        functions, dots, reads = self.pair_slots("seen", "keys", ())
+        made = slots.add_step(functions, Pass((), ()), True, dots, reads)
+        finish = Finish((SEEN,), (), reads, None)
+        slots.add_finish(functions, finish, None, 0)
+        slots.add_finish_rows(functions, finish, (SEEN,), {}, None)
+        buffer = self.assembly.buffer(source, "fp32")
+        table = Chunks("keys", dots, Pass((), ()), made, ())
+        outputs = Outputs((), (), (source.name,))
+        self.assembly.walk("seen", "keys", self.configs["keys"], functions, table, [LOWEST], outputs, (buffer,))
+
+    # Walks and scatters
+
+    def lists(self, over: Over) -> None:
+        if over not in self.listed:
+            self.listed.add(over)
+            self.assembly.tile_lists(over, self.configs[over])
+
+    def pair_slots(
+        self, name: str, over: Over, terms: tuple[Node, ...]
+    ) -> tuple[Functions, tuple[Dot, ...], tuple[Read, ...]]:
+        """The slots of everything that visits pairs, and the dots and outer reads they share."""
+        functions = self.assembly.functions(name)
+        dots = dots_of((*terms, self.mask))
+        reads = slots.outer_reads(over, *terms, self.mask)
+        slots.add_group(functions, self.backward.plan.program.group)
+        self.assembly.add_ranges(functions, over)
+        slots.add_rows(functions, reads)
+        slots.add_visible(functions, self.mask, dots, reads)
+        return functions, dots, reads
+
+    def walk(self, step: Walk, over: Over, scales: dict[str, float], copies: dict[str, str]) -> None:
+        self.lists(over)
+        name = f"{over}_{len(self.assembly.launches)}"
+        scalars = [one for one in step.sums if one.value is None]
+        vectors = [one for one in step.sums if one.value is not None]
+        sums = Pass(
+            tuple(Statistic(one.result.name, "sum", one.term) for one in scalars),
+            tuple(Accumulator(one.result.name, one.term, one.value) for one in vectors if one.value is not None),
+        )
+        functions, dots, reads = self.pair_slots(name, over, tuple(one.term for one in step.sums))
+        made = slots.add_step(functions, sums, False, dots, reads)
+        is_half = self.workload.dtype == "f16"
+        wide = [is_half and not is_bounded(one.term, {}) for one in sums.accumulators]
+        table = Chunks(over, dots, sums, made, wide)
+        buffers = tuple(
+            self.assembly.buffer(one.result, "fp32")
+            for one in step.sums
+            if one.result.name not in copies
+        )  # fmt: skip
+        rows: list[tuple[int, ...]] = []
+        factors: list[float] = []
+        outs: list[tuple[str, int]] = []
+        for one, places in zip(vectors, table.places, strict=True):
+            width = static(one.result.dims[-1])
+            for chunk, place in zip(split(width), places, strict=True):
+                rows.append((*chunk, place, 1, 1, len(outs), 1))
+                factors.append(scales[one.result.name])
+            outs.append((copies.get(one.result.name, one.result.name), width))
+        slots.add_scaled_finish(functions, factors, [scales[one.result.name] for one in scalars])
+        numbers = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
+        outputs = Outputs(tuple(outs), tuple(rows), numbers)
+        starts = [0.0] * len(scalars)
+        self.assembly.walk(name, over, self.configs[over], functions, table, starts, outputs, buffers)
+
+    def scatter(self, step: Scatter, scale: float) -> None:
+        self.lists("keys")
+        result, config = step.result, self.configs["keys"]
+        total, largest = f"{result.name}.total", f"{result.name}.largest"
+        self.assembly.types |= {total: "i64", largest: "i32"}
+        term = step.term if scale == 1.0 else build.apply("mul", step.term, build.literal(scale))
+        zeroed = (
+            Buffer(largest, "i32", (Extent("B"), Extent("H")), zeroed=True),
+            Buffer(total, "i64", (), like=result.name, zeroed=True),
+        )
+        head_size = Value("i64", "stride", result.name, 1)
+        for measure in (True, False):
+            name = f"{'measure' if measure else 'scatter'}_{result.name}"
+            functions, dots, reads = self.pair_slots(name, "keys", (term, *step.indices))
+            slots.add_term(functions, term, step.indices, result, dots, reads)
+            table = Chunks("keys", dots, Pass((), ()), StepResult((), ()), ())
+            arguments: dict[str, Arguments] = {
+                **self.assembly.walk_arguments("keys", table, functions),
+                "total": Value("*i64", "tensor", total, divisible=16),
+                "largest": Value("*i32", "tensor", largest, divisible=16),
+                "head_size": head_size,
+            }
+            order = ("outers", "inners", "lists", "env", "total", "largest", "head_size", "H", "M", "N")
+            self.assembly.add(
+                Launch(
+                    name,
+                    "scatter",
+                    {key: arguments[key] for key in order},
+                    {**self.assembly.walk_constants("keys", table, config), "MEASURE": measure},
+                    functions.names,
+                    (Extent("M", config.block_m), Extent("H"), Extent("B")),
+                    zeroed if measure else (),
+                    warps=config.warps,
+                    stages=config.stages,
+                ),
+                functions,
+            )
+        self.assembly.launches.append(
+            Launch(
+                f"settle_{result.name}",
+                "settle",
+                {
+                    "out": Value("*fp32", "tensor", result.name, divisible=16),
+                    "total": Value("*i64", "tensor", total, divisible=16),
+                    "largest": Value("*i32", "tensor", largest, divisible=16),
+                    "head_size": head_size,
+                    "M": size_value("M"),
+                    "N": size_value("N"),
+                },
+                {"BLOCK": SETTLED},
+                {},
+                (Extent("H"), Extent("B")),
+            )
+        )
+
+
+def _is_vector(source: Input) -> bool:
+    """Whether the result of a map or walk has lanes."""
+    return len(source.dims) > 3
+
+
+def _is_exponential(term: Node) -> bool:
+    return isinstance(term, Apply) and term.op == "exp"
