@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from attnc.analyse.gradient.backward import Backward, Walk, expressions_of, results_of
+from attnc.analyse.gradient.backward import Backward, Walk, expressions_of
 from attnc.backends.protocol import Unsupported
 from attnc.ir.nodes import BranchOutput, Cumsum, Dot, Node, Reduce, Solve
 from attnc.ir.traverse import postorder
@@ -36,11 +36,6 @@ def backward_problems_of(backward: Backward) -> list[Unsupported]:
         by_pair = isinstance(node, Reduce) and node.axes >= PAIR
         if by_pair or (isinstance(node, Dot) and (node.a.axes >= PAIR or node.b.axes >= PAIR)):
             found.append(Unsupported("no gradient is compiled for vectors that vary by pair on CPUs", node))
-    declared = {source.name for source in plan.program.inputs}
-    own = {x.name for x in (*backward.reads, *(r for step in backward.steps for r in results_of(step)))}
-    if taken := sorted(declared & own):
-        message = f"an input may not be called {', '.join(f'`{name}`' for name in taken)} where gradients are compiled"
-        found.append(Unsupported(message, plan.output))
     return found
 
 
