@@ -113,6 +113,20 @@ def test_gradcheck(backend: FakeBackend, name: str) -> None:
     assert len(backend.backwards) == 1
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["sink", "sigmoid", "cog", "slopes", "swin", "gain", "gate"])
+def test_kernels_for_cpus(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("tvm")
+    monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path))
+    op = attnc.loads(f"attention a {{ {SPECS[name]} }}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", library.SlowGradientWarning)
+        compare(op, arguments(op))
+        given = arguments(op, B=1, H=2, G=1, M=3, N=3, D=4, E=4)
+        leaves = [*real(given).values()]
+        assert gradcheck(lambda *leaves: op(**given | dict(zip(real(given), leaves, strict=True))), leaves)
+
+
 def test_the_log_sum_exp_has_a_gradient_too(backend: FakeBackend) -> None:
     op = attnc.loads(f"attention a {{ {SPECS['sink']} mask causal }}")
     given = arguments(op)
