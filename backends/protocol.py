@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from attnc.analyse.gradient.backward import Backward
-from attnc.ir.nodes import Node
-from attnc.plan import Plan
-
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.ir.nodes import Node
+    from attnc.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)

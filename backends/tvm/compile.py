@@ -16,14 +16,14 @@ from attnc.backends.tvm.arguments import ENTRY
 from attnc.backends.tvm.backward_kernel import CpuBackwardKernel
 from attnc.backends.tvm.kernel import CpuKernel, Map
 from attnc.backends.tvm.link import Code, link
-from attnc.backends.tvm.runtime import load_function, runtime
+from attnc.backends.tvm.runtime import libraries, load_function
 from attnc.ir.nodes import Literal, Node, Size
 from attnc.plan import Plan
 
 
 def compile_plan(plan: Plan, workload: Workload, target: Target, visibility: Visibility | None = None) -> CpuKernel:
     """The kernel of a plan for the processor of ``target``."""
-    runtime()
+    libraries()
     from attnc.backends.tvm.lower import lower_plan_to_tir, map_dtype
     from attnc.backends.tvm.machine import machine_of
 
@@ -36,7 +36,7 @@ def compile_plan(plan: Plan, workload: Workload, target: Target, visibility: Vis
 
 def compile_backward(backward: Backward, workload: Workload, target: Target) -> CpuBackwardKernel:
     """The kernel of a derived backward for the processor of ``target``."""
-    runtime()
+    libraries()
     from attnc.backends.tvm.backward import arrange, lower_backward_to_tir
     from attnc.backends.tvm.machine import machine_of
 

@@ -32,7 +32,7 @@ class _Bytes(ctypes.Structure):
 
 
 @functools.cache
-def _libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
+def libraries() -> tuple[ctypes.CDLL, ctypes.CDLL]:
     """The libraries of tvm_ffi and of TVM's runtime.
 
     Raises:
@@ -59,7 +59,7 @@ def set_threads(count: int) -> None:
     global _threads
     if count == _threads:
         return
-    ffi, _ = _libraries()
+    ffi, _ = libraries()
     name, function = b"runtime.config_threadpool", ctypes.c_void_p()
     array = _Bytes(name, len(name))
     if ffi.TVMFFIFunctionGetGlobal(ctypes.byref(array), ctypes.byref(function)) or not function:
@@ -76,7 +76,7 @@ def load_function(path: Path, name: str) -> Callable[[Any, Any], Any]:
     Raises:
         OSError: the library cannot be loaded, or has no such function.
     """
-    _, runtime = _libraries()
+    _, runtime = libraries()
     try:
         library = ctypes.CDLL(str(path))
         function = library[f"__tvm_ffi_{name}"]
