@@ -60,7 +60,7 @@ SPECS = {
     "neighbourhood": "mask neighborhood(3)",
     "empty rows": "mask j < i - 37",
     "empty rows, epilogue": "input w: real[B, H, M, E] mask j < i - 37 output o * w[b, h, row, :]",
-    "empty rows, norm": "mask j < i - 37 output rmsnorm(o)",
+    "empty rows, norm": "mask causal and i % 3 > 0 output rmsnorm(o)",
     "twopass": "mask causal normalize relu(score - rowmean(score))",
     "temperature and key bias": (
         "input tau: real[B, H, M] input u: real[B, G, N] mask causal "
