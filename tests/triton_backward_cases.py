@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -17,14 +18,16 @@ from attnc.analyse.lower import stream_program
 from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
 from attnc.backends.triton import TritonBackend
 from attnc.gradients import Call, gradients, results_for
+from attnc.ir.nodes import Param
 from attnc.reference import evaluate
+from attnc.signature import size_value
 
 MORE = (
     Case("learned window", "input w: real[H] mask causal score dot(q, k) * scale + w[h] * w[h] * (j - i)"),
     Case("buckets", "input t: real[H, 8] mask causal score dot(q, k) * scale + t[h, floor(log(1 + abs(i - j)))]"),
     Case("relative table", "input t: real[H, 2 * N] score dot(q, k) * scale + t[h, j - i + N]", {"N": 40}),
     Case("grid table", "space (y: Y, x: X) input t: real[H, 2 * Y - 1, 2 * X - 1] "
-         "score dot(q, k) * scale + t[h, i.y - j.y + Y - 1, i.x - j.x + X - 1]", {"M": 42, "N": 42}, extents=(6, 7)),
+         "score dot(q, k) * scale + t[h, i.y - j.y + Y - 1, i.x - j.x + X - 1]", {"M": 42, "N": 42, "Y": 6, "X": 7}, extents=(6, 7)),
     Case("one number", "input t: real[H] score dot(q, k) * scale + sin(i * j) * t[h]"),
     Case("tapa", "param alpha: real = 0.2 score dot(q[0:16], k[0:16]) * scale "
          "* cos(6.283 * abs(i - j) ** alpha * dot(q[16:32], k[16:32]))", params=(0.2,), loose=10),
@@ -110,7 +113,15 @@ def results(data: Data, d_out: Tensor, target: Target) -> list[Tensor]:
     saved = [states[f"saved_{name}"] for name in derived.saved]
     forward.run(data.q, data.k, data.v, data.inputs, data.case.params, data.case.extents, out, None, saved)
     given = {"out": out, "d_out": d_out, **states}
-    made = results_for(derived, call_of(data))
+    call = call_of(data)
+    tensors = replace(derived, contributions=tuple(x for x in derived.contributions if not isinstance(x.at, Param)))
+    of_tensors = iter(results_for(tensors, call))
+    made = [
+        out.new_empty([size_value(dim, call.sizes) for dim in part.result.dims], dtype=torch.float32)
+        if isinstance(part.at, Param)
+        else next(of_tensors)
+        for part in derived.contributions
+    ]
     for tensor in made:
         tensor.fill_(nan)
     reads = [given[source.name] for source in derived.reads]
@@ -120,10 +131,16 @@ def results(data: Data, d_out: Tensor, target: Target) -> list[Tensor]:
 
 def found(data: Data, d_out: Tensor, target: Target) -> dict[str, Tensor]:
     """The gradients by name."""
-    call = call_of(data)
-    names = [name for name, x in call.tensors.items() if x.is_floating_point()]
-    made = gradients(backward_of(data), call, results(data, d_out, target), names)
-    return dict(zip(names, made, strict=True))
+    call, derived, made = call_of(data), backward_of(data), results(data, d_out, target)
+    params = {x.name for x in data.program.parameters}
+    names = [name for name, x in call.tensors.items() if x.is_floating_point() and name not in params]
+    of_tensors = [at for at, part in enumerate(derived.contributions) if part.name in names]
+    parts = replace(derived, contributions=tuple(derived.contributions[at] for at in of_tensors))
+    found = dict(zip(names, gradients(parts, call, [made[at] for at in of_tensors], names), strict=True))
+    for name in params:
+        total = [x.sum() for part, x in zip(derived.contributions, made, strict=True) if part.name == name]
+        found[name] = torch.stack(total).sum() if total else torch.zeros(())
+    return found
 
 
 def expected(data: Data, d_out: Tensor) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ import traceback
 from dataclasses import replace
 
 import torch
+import triton_backward_cases
 import triton_cases
 from strategies import tensors
 from triton_cases import Case, Data, make
@@ -27,7 +28,7 @@ TARGET = Target("cuda", "sm_90")
 
 
 def case_of(request: dict[str, object]) -> Case:
-    found = triton_cases.find(str(request["case"]))
+    found = triton_backward_cases.find(str(request["case"]))
     return replace(found, sizes={**found.sizes, **dict(request.get("sizes", {}))})  # type: ignore[call-overload]
 
 
@@ -91,6 +92,30 @@ def compare_program(request: dict[str, object]) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=1e-3, atol=1e-3 * scale)
 
 
+def compare_gradients(request: dict[str, object]) -> None:
+    """Gradients against autograd through the reference."""
+    data = make(case_of(request), str(request["dtype"]), int(request["seed"]))  # type: ignore[call-overload]
+    triton_backward_cases.compare(data, TARGET)
+
+
+def compare_gradient_strides(request: dict[str, object]) -> None:
+    """The same with tensors that are neither contiguous nor aligned."""
+    data = make(case_of(request), "f32", int(request["seed"]))  # type: ignore[call-overload]
+    data.q = data.q.transpose(1, 2).contiguous().transpose(1, 2)
+    data.k = torch.stack((data.k, data.k), -1).flatten(-2)[..., ::2]
+    data.v = data.v[:, :, :1].expand_as(data.v)
+    triton_backward_cases.compare(data, TARGET)
+
+
+def compare_gradient_bits(request: dict[str, object]) -> None:
+    """Two runs give the same bits."""
+    data = make(case_of(request), "f32", int(request["seed"]))  # type: ignore[call-overload]
+    d_out = triton_backward_cases.cotangent(data)
+    runs = [triton_backward_cases.results(data, d_out, TARGET) for _ in range(2)]
+    for first, second in zip(*runs, strict=True):
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 def compare_library(request: dict[str, object]) -> dict[str, float]:
     """Largest errors of the functions that slots call: relative, absolute below 1."""
     from triton_library import errors
@@ -104,6 +129,9 @@ ACTIONS = {
     "lists": compare_kept_lists,
     "program": compare_program,
     "library": compare_library,
+    "gradients": compare_gradients,
+    "gradient strides": compare_gradient_strides,
+    "gradient bits": compare_gradient_bits,
 }
 
 

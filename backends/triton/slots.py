@@ -307,7 +307,7 @@ def add_term(
     dots: Sequence[Dot],
     reads: Sequence[Read],
 ) -> None:
-    """Write ``TERM`` of a scatter: what is added to ``result``, the place within the part of its head, whether it is."""
+    """Write ``TERM`` of a scatter: what is added to ``result``, where within the part of its head, whether inside."""
     printer = functions.printer()
     _known_dots(printer, dots)
     _known_rows(printer, reads)
@@ -319,8 +319,9 @@ def add_term(
         extent = printer.given(*functions.env.extent(result, dim))
         checks.append(f"({text} >= 0) & ({text} < {extent})")
         place = f"({place}) * {extent} + {text}" if dim > 2 else f"{place} + {text}"
+    inside = " & ".join(f"({check})" for check in checks)
     functions.add(
-        "TERM", "dots, rows, b, h, g, row, i, j, env", printer, f"{value}, {place}, {' & '.join(f'({c})' for c in checks)}",
+        "TERM", "dots, rows, b, h, g, row, i, j, env", printer, f"{value}, {place}, {inside}",
         "What each pair adds, where, and whether that place exists.",
     )  # fmt: skip
 

@@ -79,6 +79,7 @@ def sign(x):
 @triton.jit
 def power(x, y):
     """``x ** y`` on reals: a negative base takes whole exponents only, else the result is NaN."""
+    y = tl.where(x < 0.0, y, y)  # of the shape of x: Triton's interpreter cannot spread a truth value
     whole = tl.floor(y) == y
     odd = whole & (tl.floor(y * 0.5) * 2.0 != y)
     size = tl.exp2(y * tl.log2(tl.abs(x)))

@@ -275,10 +275,10 @@ def stream(
     for c in tl.static_range(len(OUTPUTS)):
         lane = tl.arange(0, OUTPUTS[c][2])
         parts = ()
-        for s in tl.static_range(OUTPUTS[c][5]):
+        for s in tl.static_range(tl.constexpr(OUTPUTS[c][5])):
             parts = parts + (sums[OUTPUTS[c][3] + s * OUTPUTS[c][4]],)
         vectors = FINISH(parts, state, rows, b, h, g, row, i, (OUTPUTS[c][0] + lane)[None, :], env, c)
-        for o in tl.static_range(OUTPUTS[c][7]):
+        for o in tl.static_range(tl.constexpr(OUTPUTS[c][7])):
             pointer, stride_b, stride_h, stride_token = outs[OUTPUTS[c][6] + o]
             base = pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h + first.to(tl.int64) * stride_token
             address = base + at[:, None] * stride_token + (OUTPUTS[c][0] + lane)[None, :]

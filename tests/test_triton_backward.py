@@ -1,0 +1,95 @@
+"""Gradients by Triton's kernels against autograd through the reference: in the interpreter, and ahead of time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import triton_backward_cases
+from test_triton_compile import INSTRUCTION, SM80, SM90
+from test_triton_numerics import interpreter
+from triton_cases import make
+
+from attnc.backends.protocol import Target
+from attnc.backends.triton import TritonBackend
+from attnc.backends.triton.configs import SHARED_MEMORY
+from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
+
+pytest.importorskip("triton")
+__all__ = ["interpreter"]
+Ask = Callable[..., Any]
+
+SMALL = {"B": 1, "H": 2, "G": 1, "M": 33, "N": 41}
+NAMES = (
+    "softmax", "causal, more rows than keys", "softmax with a sink", "sigmoid", "cog", "row weights", "inline",
+    "softcap", "alibi", "buckets", "relative table", "grid table", "tapa", "normalised and rotated", "latent", "gate",
+    "gated rows", "decay", "documents", "neighbourhood", "empty rows", "one key", "key bias", "two passes over a mask", "entropy",
+    "gain", "mask by token", "words", "own groups",
+)  # fmt: skip
+OWN_SIZES = {"neighbourhood", "one key", "grid table", "documents", "words", "relative table", "gated rows",
+             "causal, more rows than keys", "own groups"}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients_in_float32(interpreter: Ask, name: str, seed: int) -> None:
+    sizes = {} if name in OWN_SIZES else SMALL
+    interpreter("gradients", case=name, dtype="f32", seed=seed, sizes={"B": 1, **sizes})
+
+
+@pytest.mark.parametrize(("name", "dtype"), [("causal", "bf16"), ("causal", "f16"), ("normalised and rotated", "bf16")])
+def test_gradients_in_half_precision(interpreter: Ask, name: str, dtype: str, seed: int) -> None:
+    interpreter("gradients", case=name, dtype=dtype, seed=seed, sizes=SMALL)
+
+
+@pytest.mark.parametrize("widths", [(40, 40), (17, 5), (96, 72)], ids=str)
+def test_head_widths(interpreter: Ask, widths: tuple[int, int], seed: int) -> None:
+    sizes = SMALL | {"D": widths[0], "E": widths[1]}
+    interpreter("gradients", case="causal", dtype="f32", seed=seed, sizes=sizes)
+
+
+@pytest.mark.parametrize("empty", ["B", "M", "N"])
+def test_nothing_there(interpreter: Ask, empty: str, seed: int) -> None:
+    interpreter("gradients", case="causal", dtype="f32", seed=seed, sizes={empty: 0})
+
+
+def test_strides(interpreter: Ask, seed: int) -> None:
+    interpreter("gradient strides", case="causal", seed=seed, sizes=SMALL)
+
+
+def test_the_same_bits_twice(interpreter: Ask, seed: int) -> None:
+    interpreter("gradient bits", case="buckets", seed=seed, sizes=SMALL)
+
+
+def compiled(name: str, target: Target, dtype: str, width: int) -> tuple[DeviceKernel, DeviceBackward]:
+    data = make(triton_backward_cases.find(name).at(D=width, E=width, M=1, N=1), dtype, 0)
+    forward, backward = triton_backward_cases.kernels(data, target)
+    assert isinstance(forward, DeviceKernel)
+    assert isinstance(backward, DeviceBackward)
+    return forward, backward
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [SM80, SM90], ids=["sm_80", "sm_90"])
+@pytest.mark.parametrize(("name", "width"), [("causal", 64), ("causal", 128), ("buckets", 64)])
+def test_what_the_compilers_report(name: str, width: int, target: Target) -> None:
+    _, made = compiled(name, target, "bf16", width)
+    for launch in made.recipe.launches:
+        report = made.report()[launch.name]
+        assert report.spilled == 0, launch.name
+        assert report.shared <= SHARED_MEMORY[target.arch]
+        if launch.family in ("stream", "scatter"):
+            assert any(kind.startswith(INSTRUCTION[target]) for kind in report.kinds)
+
+
+@pytest.mark.slow
+def test_softmax_needs_two_walks_and_one_number_a_row_twice(tmp_path: Path) -> None:
+    _, made = compiled("causal", SM90, "bf16", 64)
+    assert [launch.family for launch in made.recipe.launches] == ["token", "token", "stream", "stream"]
+    manifest = json.loads(json.dumps(dict(made.save(tmp_path))))
+    loaded = TritonBackend().load_backward(tmp_path, manifest)
+    assert isinstance(loaded, DeviceBackward)
+    assert [one.code for one in loaded.programs] == [one.code for one in made.programs]
+    assert loaded.recipe.results == made.recipe.results
