@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc import library
-from attnc.errors import ArgumentError
+from attnc.errors import ArgumentError, UnsupportedError
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.plan import Plan
@@ -86,11 +86,28 @@ class Op:
         out, lse = self._runtime.evaluate(q, k, v, values, return_lse)
         return (out, lse) if return_lse else out
 
-    def explain(self, D: int = 64, E: int | None = None) -> str:
-        """What the compiler derived: passes over the keys, running state, skipped tiles, and what was not possible."""
+    def explain(self, D: int = 64, E: int | None = None, *, grad: bool = False) -> str:
+        """What the compiler derived: passes over the keys, running state, skipped tiles, and what was not possible.
+
+        Args:
+            D: width of q and k.
+            E: width of v; D if not given.
+            grad: explain the derived backward instead: what the forward saves, the steps, what each gradient is.
+        """
+        if grad:
+            return self._explain_gradient((D, D if E is None else E))
         from attnc.explain import explain
 
         return explain(self._plan(D, E))
+
+    def _explain_gradient(self, widths: tuple[int, int]) -> str:
+        from attnc.compiler import derive_backward, specialize_program
+        from attnc.explain_gradient import explain_gradient, explain_refusal
+
+        try:
+            return explain_gradient(derive_backward(specialize_program(self.program, widths)))
+        except UnsupportedError as error:
+            return explain_refusal(self.name, [f"{one.span}: {one.message}" for one in error.diagnostics])
 
     def cost(
         self,

@@ -62,10 +62,10 @@ def widths_of(text: str) -> Widths:
     return int(d), int(e or d)
 
 
-def explain(argument: str, constants: Constants, widths: Widths) -> None:
-    """Print what was derived."""
+def explain(argument: str, constants: Constants, widths: Widths, grad: bool) -> None:
+    """Print what was derived, for the forward or for gradients."""
     checked = recall_spec(spec_of(argument, constants))
-    out.print(Op(checked.program, JustInTime(checked)).explain(*widths), markup=False)
+    out.print(Op(checked.program, JustInTime(checked)).explain(*widths, grad=grad), markup=False)
 
 
 def emit(request: Request, stage: Emit) -> None:

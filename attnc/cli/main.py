@@ -59,10 +59,11 @@ def explain(
     spec: SpecArgument,
     define: Definitions = None,
     head_dim: Annotated[str, typer.Option("--head-dim", metavar="D[:E]", help="Width of q and k, and of v.")] = "64",
+    grad: Annotated[bool, typer.Option("--grad", help="The derived backward instead.")] = False,
 ) -> None:
     """Say what the compiler derives: passes over the keys, running state, skipped tiles, what is not possible."""
     with errors_reported():
-        compiling.explain(spec, constants_of(define or []), compiling.widths_of(head_dim))
+        compiling.explain(spec, constants_of(define or []), compiling.widths_of(head_dim), grad)
 
 
 @app.command()
