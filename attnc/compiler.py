@@ -144,9 +144,6 @@ def derive_backward(program: Program, lse: bool = False) -> Backward:
 
 def training_problems(backward: Backward, workload: Workload, target: Target, backend: Backend) -> list[Diagnostic]:
     """Why ``backend`` cannot train with a derived backward: that and its forward, which saves states."""
-    if not hasattr(backend, "backward_problems"):
-        message = f"the backend {backend.name} has no kernels for gradients"
-        return [Diagnostic("E802", message, _whole(backward.plan.program))]
     problems = [
         *backend.problems(hoist(backward.plan), workload, target),
         *backend.backward_problems(backward, workload, target),

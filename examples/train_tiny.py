@@ -43,7 +43,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.into(x).unflatten(2, (3, HEADS, -1)).permute(2, 0, 3, 1, 4)
         given = {} if self.slope is None else {"slope": self.slope}
-        return self.out(self.attend(q, k, v, **given).transpose(1, 2).flatten(2))
+        y: Tensor = self.out(self.attend(q, k, v, **given).transpose(1, 2).flatten(2))
+        return y
 
 
 class Block(nn.Module):
@@ -55,7 +56,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attention(self.first(x))
-        return x + self.mlp(self.second(x))
+        y: Tensor = x + self.mlp(self.second(x))
+        return y
 
 
 class Model(nn.Module):
@@ -68,7 +70,8 @@ class Model(nn.Module):
         self.head = nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, characters))
 
     def forward(self, text: Tensor) -> Tensor:
-        return self.head(self.blocks(self.embed(text) + self.place.weight))
+        scores: Tensor = self.head(self.blocks(self.embed(text) + self.place.weight))
+        return scores
 
 
 @dataclass(frozen=True, slots=True)
