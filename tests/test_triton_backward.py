@@ -26,8 +26,8 @@ SMALL = {"B": 1, "H": 2, "G": 1, "M": 33, "N": 41}
 NAMES = (
     "softmax", "causal, more rows than keys", "softmax with a sink", "sigmoid", "cog", "row weights", "inline",
     "softcap", "alibi", "buckets", "relative table", "grid table", "tapa", "normalised and rotated", "latent", "gate",
-    "gated rows", "decay", "documents", "neighbourhood", "empty rows", "one key", "key bias", "two passes over a mask", "entropy",
-    "gain", "mask by token", "words", "own groups",
+    "gated rows", "decay", "documents", "neighbourhood", "empty rows", "one key", "key bias", "entropy",
+    "two passes over a mask", "gain", "mask by token", "words", "own groups",
 )  # fmt: skip
 OWN_SIZES = {"neighbourhood", "one key", "grid table", "documents", "words", "relative table", "gated rows",
              "causal, more rows than keys", "own groups"}  # fmt: skip

@@ -27,7 +27,8 @@ MORE = (
     Case("buckets", "input t: real[H, 8] mask causal score dot(q, k) * scale + t[h, floor(log(1 + abs(i - j)))]"),
     Case("relative table", "input t: real[H, 2 * N] score dot(q, k) * scale + t[h, j - i + N]", {"N": 40}),
     Case("grid table", "space (y: Y, x: X) input t: real[H, 2 * Y - 1, 2 * X - 1] "
-         "score dot(q, k) * scale + t[h, i.y - j.y + Y - 1, i.x - j.x + X - 1]", {"M": 42, "N": 42, "Y": 6, "X": 7}, extents=(6, 7)),
+         "score dot(q, k) * scale + t[h, i.y - j.y + Y - 1, i.x - j.x + X - 1]",
+         {"M": 42, "N": 42, "Y": 6, "X": 7}, extents=(6, 7)),
     Case("one number", "input t: real[H] score dot(q, k) * scale + sin(i * j) * t[h]"),
     Case("tapa", "param alpha: real = 0.2 score dot(q[0:16], k[0:16]) * scale "
          "* cos(6.283 * abs(i - j) ** alpha * dot(q[16:32], k[16:32]))", params=(0.2,), loose=10),

@@ -9,7 +9,6 @@ factors ``1 / l``. What depends on one token alone and has to be loaded or compu
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -17,6 +16,7 @@ from attnc.analyse.algebra import Sign, sign_of
 from attnc.analyse.gradient.backward import Backward, Scatter, Step, Sum, Walk, results_of
 from attnc.analyse.gradient.derive import AT_ROW, ROW
 from attnc.analyse.hoist import is_plain
+from attnc.backends.triton.rewrites import is_bounded
 from attnc.ir.build import apply, dot, index, literal, read, reduce_keys, size, state
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read, Reduce
 from attnc.ir.traverse import contains, postorder, rebuild, substitute
@@ -41,8 +41,26 @@ class Product:
         return node if self.number == 1.0 else apply("mul", node, literal(self.number))
 
 
-def prepare(backward: Backward) -> tuple[Node, list[tuple[Step, dict[str, float]]]]:
-    """The mask, and the steps in order; of each walk or scatter also the numbers its results are multiplied by."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What kernels compute.
+
+    Attributes:
+        mask: the pair predicate.
+        steps: in order, maps included.
+        numbers: what the results of walks and scatters are multiplied by.
+        bounded: results whose terms float16 holds: provably, or as far as it holds gradients at all. What is
+            proportional to ``d_out`` overflows to infinity, as gradients in float16 do elsewhere, and is then seen.
+    """
+
+    mask: Node
+    steps: tuple[Step, ...]
+    numbers: dict[str, float]
+    bounded: frozenset[str]
+
+
+def prepare(backward: Backward) -> Prepared:
+    """The steps of a backward, its maps and numbers apart."""
     return _Preparation(backward).run()
 
 
@@ -53,9 +71,15 @@ class _Preparation:
     signs: dict[Node, Sign] = field(default_factory=dict)
     maps: dict[Node, Node] = field(default_factory=dict)
     products: dict[Node, Product] = field(default_factory=dict)
-    made: list[tuple[Step, dict[str, float]]] = field(default_factory=list)
+    made: list[Step] = field(default_factory=list)
+    numbers: dict[str, float] = field(default_factory=dict)
+    bounded: set[str] = field(default_factory=set)
+    exponentials: dict[Node, Node] = field(default_factory=dict)
+    """The terms of sums that were saved, and the reads of those sums."""
+    shares: set[Node] = field(default_factory=set)
+    """Terms divided by their sums: between 0 and 1."""
 
-    def run(self) -> tuple[Node, list[tuple[Step, dict[str, float]]]]:
+    def run(self) -> Prepared:
         program = self.backward.plan.program
         self.taken |= {source.name for source in (*program.inputs, *self.backward.reads)}
         self.taken |= {one.name for one in program.parameters} | set(program.extents)
@@ -65,31 +89,38 @@ class _Preparation:
         for step in self.backward.steps:
             match step:
                 case TokenMap():
-                    self.made.append((step, {}))
+                    self.made.append(step)
                 case Walk(sums=sums):
-                    scales: dict[str, float] = {}
-                    found = tuple(self._sum(one, scales) for one in sums)
-                    self.made.append((replace(step, sums=found), scales))
+                    self.made.append(replace(step, sums=tuple(map(self._sum, sums))))
                 case Scatter(term=term, result=result, indices=indices):
                     product = self._product(term)
                     term = self._mapped(self._without_divisors(product))
                     indices = tuple(map(self._mapped, indices))
-                    self.made.append((Scatter(result, term, indices), {result.name: product.number}))
-        return mask, self.made
+                    self.made.append(Scatter(result, term, indices))
+                    self.numbers[result.name] = product.number
+        return Prepared(mask, tuple(self.made), self.numbers, frozenset(self.bounded))
 
     def _learn_signs(self) -> None:
-        """Signs of the saved sums, for what reads them."""
+        """Signs and terms of the saved sums, for what reads them."""
         known: dict[Node, Sign] = {}
+        reads: dict[Node, Node] = {}
         for step in self.backward.plan.passes:
             for one in step.statistics:
                 sign = known[state(one.name)] = sign_of(reduce_keys(one.op, one.term), known)
-                self.signs[read(Input(f"saved_{one.name}", Kind.REAL, ROW), AT_ROW)] = sign
+                saved = reads[state(one.name)] = read(Input(f"saved_{one.name}", Kind.REAL, ROW), AT_ROW)
+                self.signs[saved] = sign
+                if one.op == "sum":
+                    self.exponentials[self._product(substitute(one.term, reads)).rest] = saved
 
-    def _sum(self, one: Sum, scales: dict[str, float]) -> Sum:
+    def _sum(self, one: Sum) -> Sum:
         product = self._product(one.term)
-        scales[one.result.name] = product.number
-        term = self._mapped(self._without_divisors(product))
-        return Sum(one.result, term, None if one.value is None else self._mapped(self._product(one.value).join()))
+        self.numbers[one.result.name] = product.number
+        term = self._without_divisors(product)
+        if self._is_share(term) or contains(term, _meets_cotangent):
+            self.bounded.add(one.result.name)
+        return Sum(
+            one.result, self._mapped(term), None if one.value is None else self._mapped(self._product(one.value).join())
+        )
 
     # Terms as products
 
@@ -131,8 +162,20 @@ class _Preparation:
         node = product.rest
         for divisor in product.divisors:
             folded = _in_exponent(node, divisor) if self._is_positive_row(divisor) else None
+            if folded and any(self._is_part(factor, divisor) for factor in _factors(node)):
+                self.shares |= set(_factors(folded)) - set(_factors(node))
             node = folded or apply("mul", node, apply("div", literal(1.0), divisor))
         return node
+
+    def _is_part(self, term: Node, total: Node) -> bool:
+        """Whether ``total`` is the sum of such terms, perhaps and more."""
+        addends = total.children if isinstance(total, Apply) and total.op == "add" else (total,)
+        positive = all(sign_of(addend, self.signs) is not Sign.UNKNOWN for addend in addends)
+        return positive and self.exponentials.get(term) in addends
+
+    def _is_share(self, term: Node) -> bool:
+        """Whether a term is provably within [-1, 1]."""
+        return all(factor in self.shares or is_bounded(factor, {}) for factor in _factors(term))
 
     def _is_positive_row(self, divisor: Node) -> bool:
         return "j" not in divisor.axes and sign_of(divisor, self.signs) is Sign.POSITIVE
@@ -165,7 +208,7 @@ class _Preparation:
             at = (index("b"), index("h" if per == "H" else "g"), index("row" if side == "query" else "j"))
             width = () if node.width is None else (node.width,)
             result = Input(name, Kind.REAL, (*dims, *width))
-            self.made.append((TokenMap(result, side, per, node), {}))  # type: ignore[arg-type]
+            self.made.append(TokenMap(result, side, per, node))  # type: ignore[arg-type]
             self.maps[node] = read(result, (*at, *(None for _ in width)))
         return self.maps[node]
 
@@ -246,6 +289,17 @@ def _folded(node: Node, divisor: Node, shifted: bool) -> Node | None:
     return None
 
 
+def _factors(node: Node) -> tuple[Node, ...]:
+    match node:
+        case Apply(op="mul", args=(a, b)):
+            return (*_factors(a), *_factors(b))
+    return (node,)
+
+
+def _meets_cotangent(node: Node) -> bool:
+    return isinstance(node, Dot) and contains(node, lambda part: isinstance(part, Read) and part.input.name == RAW)
+
+
 def _is_raw(node: Node) -> bool:
     """Whether kernels load a vector as it is."""
     return is_plain(node) or (isinstance(node, Read) and node.is_vector and node.input.name == RAW)
@@ -260,10 +314,3 @@ def _deserves_map(node: Node) -> bool:
         return False
     loads = contains(node, lambda part: isinstance(part, Read | Dot | Reduce))
     return loads and (bool({"i", "j"} & node.axes) or contains(node, lambda part: part.is_vector))
-
-
-def maps_of(steps: list[tuple[Step, dict[str, float]]]) -> Iterator[TokenMap]:
-    """The token maps among the steps."""
-    for step, _ in steps:
-        if isinstance(step, TokenMap):
-            yield step

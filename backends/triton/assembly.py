@@ -135,11 +135,11 @@ class Assembly:
 
     # Which tiles are visited
 
-    def tile_lists(self, over: Over, config: Config) -> None:
-        """The lists of a traversal, where ranges do not say which tiles are visited."""
+    def tile_lists(self, over: Over, config: Config, lists: str = "") -> None:
+        """The lists of a traversal, where ranges do not say which tiles are visited; ``lists`` names them."""
         if self.visibility.by_ranges:
             return
-        functions, seen = self.functions(f"tiles_{over}"), self.visibility
+        functions, seen = self.functions(f"tiles_{lists or over}"), self.visibility
         dots = dots_of((seen.mask,))
         reads = slots.outer_reads(over, seen.mask)
         slots.add_group(functions, self.program.group)
@@ -154,12 +154,12 @@ class Assembly:
         grid = (tiles, *((Extent("H"),) if per_head else ()), *((Extent("B"),) if per_batch else ()))
         used = {value.name for value in functions.env.values if value.kind in ("tensor", "extent", "stride")}
         cached = used <= {declared.name for declared in self.program.inputs}
-        full, masked, counts = names = list_names(over)
+        full, masked, counts = names = list_names(lists or over)
         for name in names:
             self.types[name] = "i32"
         self.add(
             Launch(
-                f"tiles_{over}",
+                f"tiles_{lists or over}",
                 "tiles",
                 {
                     "full_list": Value("*i32", "tensor", full, divisible=16),
@@ -199,10 +199,10 @@ class Assembly:
         axes = self.visibility.mask.axes
         return "b" in axes, "h" in axes
 
-    def list_arguments(self, over: Over) -> Arguments:
+    def list_arguments(self, lists: str) -> Arguments:
         if self.visibility.by_ranges:
             return ()
-        return tuple(Value("*i32", "tensor", name, divisible=16) for name in list_names(over))
+        return tuple(Value("*i32", "tensor", name, divisible=16) for name in list_names(lists))
 
     # Walks over the pairs
 
@@ -247,12 +247,12 @@ class Assembly:
             functions,
         )
 
-    def walk_arguments(self, over: Over, table: Chunks, functions: Functions) -> dict[str, Arguments]:
+    def walk_arguments(self, lists: str, table: Chunks, functions: Functions) -> dict[str, Arguments]:
         """What every kernel that visits pairs is called with."""
         return {
             "outers": self.vectors(table.outers),
             "inners": self.vectors(table.inners),
-            "lists": self.list_arguments(over),
+            "lists": self.list_arguments(lists),
             "env": tuple(functions.env.values),
             "H": size_value("H"),
             "M": size_value("M"),
@@ -291,8 +291,8 @@ def blocks(over: Over, config: Config) -> tuple[int, int]:
     return (config.block_m, config.block_n) if over == "keys" else (config.block_n, config.block_m)
 
 
-def list_names(over: Over) -> tuple[str, str, str]:
-    return f"{over}.full", f"{over}.masked", f"{over}.counts"
+def list_names(lists: str) -> tuple[str, str, str]:
+    return f"{lists}.full", f"{lists}.masked", f"{lists}.counts"
 
 
 def size_value(name: str) -> Value:

@@ -87,7 +87,7 @@ def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKer
     from attnc.backends.triton.lower_backward import lower_backward_to_recipe
     from attnc.backends.triton.module import write_source
 
-    lowered = lower_backward_to_recipe(backward, workload, {"keys": INTERPRETER, "rows": INTERPRETER}, "f32")
+    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), INTERPRETER), "f32")
     name = backward.plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}
     return InterpretedBackward(lowered.recipe, texts, Interpreter(name, lowered))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.compiling import Binary, CompileError, compile_launch, precision
-from attnc.backends.triton.configs import SHARED_MEMORY, Config, backward_candidates
+from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates
 from attnc.backends.triton.lower_backward import lower_backward_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import Launch
@@ -17,6 +18,7 @@ from attnc.backends.triton.slots import Over
 from attnc.backends.triton.vectors import split
 
 _ATTEMPTS = 4
+Configs: TypeAlias = dict[str, Config]
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class CompiledBackward:
     lowered: Lowered
     source: str
     binaries: tuple[Binary, ...]
-    configs: dict[Over, Config]
+    configs: Configs
 
 
 def compile_backward(backward: Backward, workload: Workload, target: Target) -> CompiledBackward:
@@ -37,7 +39,7 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
     """
     width = max(sum(padded for _, _, padded in split(width)) for width in widths(backward.plan.program))
     tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in _OVERS}
-    configs = {over: tried[over][0] for over in _OVERS}
+    configs: Configs = {over: tried[over][0] for over in _OVERS} | {"pairs": SCATTER}
     for over in _OVERS:
         configs[over] = _choose(backward, workload, target, configs, over, tried[over])
     return compile_with(backward, workload, target, configs)
@@ -46,9 +48,7 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
 _OVERS: tuple[Over, ...] = ("keys", "rows")
 
 
-def compile_with(
-    backward: Backward, workload: Workload, target: Target, configs: dict[Over, Config]
-) -> CompiledBackward:
+def compile_with(backward: Backward, workload: Workload, target: Target, configs: Configs) -> CompiledBackward:
     """Compile a backward with given configurations, whether they fit or not."""
     lowered = lower_backward_to_recipe(backward, workload, configs, precision(target))
     source = write_source(backward.plan.program.name, lowered.functions)
@@ -61,7 +61,7 @@ def _choose(
     backward: Backward,
     workload: Workload,
     target: Target,
-    configs: dict[Over, Config],
+    configs: Configs,
     over: Over,
     tried: list[Config],
 ) -> Config:
@@ -94,4 +94,4 @@ def _choose(
 
 def _walks(launch: Launch, over: Over) -> bool:
     """Whether a launch has the tiles of a traversal."""
-    return launch.family in ("stream", "scatter") and launch.constants["OVER_ROWS"] == (over == "rows")
+    return launch.family == "stream" and launch.constants["OVER_ROWS"] == (over == "rows")

@@ -48,6 +48,9 @@ _32BIT: dict[str, tuple[tuple[int, Config], ...]] = {
 """By architecture: the first entry whose width is not exceeded by the wider of key and value chunks together."""
 
 
+SCATTER = Config(64, 32, 8, 1)
+"""Of kernels that add at places: each pair takes many registers."""
+
 _BACKWARD_16BIT: dict[str, tuple[tuple[int, dict[str, Config]], ...]] = {
     "sm_80": (
         (64, {"keys": Config(128, 64, 8, 2), "rows": Config(64, 128, 8, 2)}),

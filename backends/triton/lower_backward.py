@@ -6,18 +6,18 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Step, Walk, read_by
+from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Walk, read_by
 from attnc.analyse.gradient.derive import AT_ROW, ROW
 from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
-from attnc.backends.triton.adjoint import prepare
+from attnc.backends.triton.adjoint import Prepared, prepare
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import Config
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Recipe, Value
-from attnc.backends.triton.rewrites import dots_of, is_bounded, widths
+from attnc.backends.triton.rewrites import dots_of, widths
 from attnc.backends.triton.slots import SEEN, Finish, Functions, Over, StepResult
 from attnc.backends.triton.vectors import split
 from attnc.ir import build
@@ -31,9 +31,9 @@ SETTLED = 1024
 
 
 def lower_backward_to_recipe(
-    backward: Backward, workload: Workload, configs: Mapping[Over, Config], precision: str
+    backward: Backward, workload: Workload, configs: Mapping[str, Config], precision: str
 ) -> Lowered:
-    """All kernels of a backward; ``configs`` are those of the walks over the keys and over the rows."""
+    """All kernels of a backward; ``configs`` are those of walks over ``keys`` and ``rows``, and of scatters."""
     program, element = backward.plan.program, TRITON_TYPES[workload.dtype]
     types = {"q": element, "k": element, "v": element}
     for declared, dtype in zip(program.inputs, workload.inputs, strict=True):
@@ -44,20 +44,19 @@ def lower_backward_to_recipe(
         types[source.name] = element if source.name in ("out", "d_out") else "fp32"
         if len(source.dims) > 3:
             lanes[source.name] = static(source.dims[-1])
-    mask, steps = prepare(backward)
-    assembly = Assembly(program, element, precision, analyse_mask(mask), types, lanes)
-    return _Lowering(backward, workload, configs, assembly, mask, steps).lower()
+    prepared = prepare(backward)
+    assembly = Assembly(program, element, precision, analyse_mask(prepared.mask), types, lanes)
+    return _Lowering(backward, prepared, workload, configs, assembly).lower()
 
 
 @dataclass(slots=True)
 class _Lowering:
     backward: Backward
+    prepared: Prepared
     workload: Workload
-    configs: Mapping[Over, Config]
+    configs: Mapping[str, Config]
     assembly: Assembly
-    mask: Node
-    steps: list[tuple[Step, dict[str, float]]]
-    listed: set[Over] = field(default_factory=set)
+    listed: set[str] = field(default_factory=set)
     seen_made: bool = False
 
     def lower(self) -> Lowered:
@@ -68,16 +67,16 @@ class _Lowering:
             if part.level != "pair" and _is_vector(part.result):
                 self.assembly.widths[part.result.name] = static(part.result.dims[-1])
         copies = self.copies()
-        for step, scales in self.steps:
+        for step in self.prepared.steps:
             match step:
                 case TokenMap(expression=Read(input=source)) if source.name in copies:
                     continue
                 case TokenMap():
                     self.token_map(step)
                 case Walk(over=over):
-                    self.walk(step, over, scales, copies)
+                    self.walk(step, over, copies)
                 case Scatter():
-                    self.scatter(step, scales[step.result.name])
+                    self.scatter(step)
         recipe = Recipe(
             tuple(self.assembly.launches),
             tuple(declared.name for declared in program.inputs),
@@ -98,9 +97,9 @@ class _Lowering:
 
     def copies(self) -> dict[str, str]:
         """Sums that are results as they are, and which: walks write those directly."""
-        uses = Counter(name for step, _ in self.steps for name in read_by(step))
+        uses = Counter(name for step in self.prepared.steps for name in read_by(step))
         found = {}
-        for step, _ in self.steps:
+        for step in self.prepared.steps:
             match step:
                 case TokenMap(expression=Read(input=source), result=result) if (
                     uses[source.name] == 1 and len(source.dims) == len(result.dims) and self.is_sum(source)
@@ -109,24 +108,26 @@ class _Lowering:
         return found
 
     def is_sum(self, source: Input) -> bool:
-        walks = (step for step, _ in self.steps if isinstance(step, Walk))
+        walks = (step for step in self.prepared.steps if isinstance(step, Walk))
         return any(one.result == source for walk in walks for one in walk.sums)
 
     # Maps of tokens
 
     def token_map(self, step: TokenMap) -> None:
+        """The kernel of a map: 0 in rows that see nothing where it is a result, or is multiplied by weights of 0."""
         result, expression = step.result, step.expression
         buffers: tuple[Buffer, ...] = ()
         if result.name not in self.assembly.types:
             buffers = (self.assembly.buffer(result, self.assembly.element if _is_vector(result) else "fp32"),)
         name = f"map_{len(self.assembly.launches)}_{result.name}"
-        seen = None if buffers or step.side == "key" else self.seen(expression)
+        selected = step.side == "key" or (bool(buffers) and not _is_vector(result))
+        seen = None if selected else self.seen(expression)
         self.assembly.token_kernel(name, result.name, expression, step.side, step.per, seen, buffers)
 
     def seen(self, expression: Node) -> Node | None:
         """The condition that a row has seen a key; ``None`` where the value is 0 anyhow in those that have not."""
         given = {source.name for source in self.backward.reads}
-        if isinstance(self.mask, Literal) and self.mask.value:
+        if isinstance(self.prepared.mask, Literal) and self.prepared.mask.value:
             return None
         if not any(isinstance(node, Read) and node.input.name in given for node in postorder(expression)):
             return None
@@ -156,27 +157,28 @@ class _Lowering:
 
     # Walks and scatters
 
-    def lists(self, over: Over) -> None:
-        if over not in self.listed:
-            self.listed.add(over)
-            self.assembly.tile_lists(over, self.configs[over])
+    def lists(self, over: Over, name: str = "") -> None:
+        name = name or over
+        if name not in self.listed:
+            self.listed.add(name)
+            self.assembly.tile_lists(over, self.configs[name], name)
 
     def pair_slots(
         self, name: str, over: Over, terms: tuple[Node, ...]
     ) -> tuple[Functions, tuple[Dot, ...], tuple[Read, ...]]:
         """The slots of everything that visits pairs, and the dots and outer reads they share."""
         functions = self.assembly.functions(name)
-        dots = dots_of((*terms, self.mask))
-        reads = slots.outer_reads(over, *terms, self.mask)
+        dots = dots_of((*terms, self.prepared.mask))
+        reads = slots.outer_reads(over, *terms, self.prepared.mask)
         slots.add_group(functions, self.backward.plan.program.group)
         self.assembly.add_ranges(functions, over)
         slots.add_rows(functions, reads)
-        slots.add_visible(functions, self.mask, dots, reads)
+        slots.add_visible(functions, self.prepared.mask, dots, reads)
         return functions, dots, reads
 
-    def walk(self, step: Walk, over: Over, scales: dict[str, float], copies: dict[str, str]) -> None:
+    def walk(self, step: Walk, over: Over, copies: dict[str, str]) -> None:
         self.lists(over)
-        name = f"{over}_{len(self.assembly.launches)}"
+        name, numbers = f"{over}_{len(self.assembly.launches)}", self.prepared.numbers
         scalars = [one for one in step.sums if one.value is None]
         vectors = [one for one in step.sums if one.value is not None]
         sums = Pass(
@@ -186,7 +188,7 @@ class _Lowering:
         functions, dots, reads = self.pair_slots(name, over, tuple(one.term for one in step.sums))
         made = slots.add_step(functions, sums, False, dots, reads)
         is_half = self.workload.dtype == "f16"
-        wide = [is_half and not is_bounded(one.term, {}) for one in sums.accumulators]
+        wide = [is_half and one.name not in self.prepared.bounded for one in sums.accumulators]
         table = Chunks(over, dots, sums, made, wide)
         buffers = tuple(
             self.assembly.buffer(one.result, "fp32")
@@ -200,19 +202,20 @@ class _Lowering:
             width = static(one.result.dims[-1])
             for chunk, place in zip(split(width), places, strict=True):
                 rows.append((*chunk, place, 1, 1, len(outs), 1))
-                factors.append(scales[one.result.name])
+                factors.append(numbers[one.result.name])
             outs.append((copies.get(one.result.name, one.result.name), width))
-        slots.add_scaled_finish(functions, factors, [scales[one.result.name] for one in scalars])
-        numbers = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
-        outputs = Outputs(tuple(outs), tuple(rows), numbers)
+        slots.add_scaled_finish(functions, factors, [numbers[one.result.name] for one in scalars])
+        names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
+        outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
         self.assembly.walk(name, over, self.configs[over], functions, table, starts, outputs, buffers)
 
-    def scatter(self, step: Scatter, scale: float) -> None:
-        self.lists("keys")
-        result, config = step.result, self.configs["keys"]
+    def scatter(self, step: Scatter) -> None:
+        self.lists("keys", "pairs")
+        result, config = step.result, self.configs["pairs"]
         total, largest = f"{result.name}.total", f"{result.name}.largest"
         self.assembly.types |= {total: "i64", largest: "i32"}
+        scale = self.prepared.numbers[result.name]
         term = step.term if scale == 1.0 else build.apply("mul", step.term, build.literal(scale))
         zeroed = (
             Buffer(largest, "i32", (Extent("B"), Extent("H")), zeroed=True),
@@ -225,7 +228,7 @@ class _Lowering:
             slots.add_term(functions, term, step.indices, result, dots, reads)
             table = Chunks("keys", dots, Pass((), ()), StepResult((), ()), ())
             arguments: dict[str, Arguments] = {
-                **self.assembly.walk_arguments("keys", table, functions),
+                **self.assembly.walk_arguments("pairs", table, functions),
                 "total": Value("*i64", "tensor", total, divisible=16),
                 "largest": Value("*i32", "tensor", largest, divisible=16),
                 "head_size": head_size,

@@ -62,10 +62,10 @@ def find_backward_problems(backward: Backward, workload: Workload, target: Targe
     for width in plan.program.widths or ():
         if width > WIDEST_BACKWARD:
             yield Unsupported(f"gradients take heads at most {WIDEST_BACKWARD} wide, found {width}", plan.output)
-    mask, steps = prepare(backward)
+    prepared = prepare(backward)
     seen: set[Node] = set()
-    pairs, tokens = [mask], list[Node]()
-    for step, _ in steps:
+    pairs, tokens = [prepared.mask], list[Node]()
+    for step in prepared.steps:
         match step:
             case TokenMap(expression=expression):
                 tokens.append(expression)
