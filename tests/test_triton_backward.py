@@ -27,16 +27,19 @@ NAMES = (
     "softmax", "causal, more rows than keys", "softmax with a sink", "sigmoid", "cog", "row weights", "inline",
     "softcap", "alibi", "buckets", "relative table", "grid table", "tapa", "normalised and rotated", "latent", "gate",
     "gated rows", "decay", "documents", "neighbourhood", "empty rows", "one key", "key bias", "entropy",
-    "two passes over a mask", "gain", "mask by token", "words", "own groups",
+    "two passes over a mask", "gain", "mask by token", "words", "own groups", "output of lanes",
+    "documents and a table",
 )  # fmt: skip
 OWN_SIZES = {"neighbourhood", "one key", "grid table", "documents", "words", "relative table", "gated rows",
-             "causal, more rows than keys", "own groups"}  # fmt: skip
+             "causal, more rows than keys", "own groups",
+             "output of lanes", "documents and a table"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_in_float32(interpreter: Ask, name: str, seed: int) -> None:
-    sizes = {} if name in OWN_SIZES else SMALL
-    interpreter("gradients", case=name, dtype="f32", seed=seed, sizes={"B": 1, **sizes})
+    heads = {} if name == "own groups" else {"H": 2, "G": 1}
+    sizes = {"B": 1, **heads} if name in OWN_SIZES else SMALL
+    interpreter("gradients", case=name, dtype="f32", seed=seed, sizes=sizes)
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("causal", "bf16"), ("causal", "f16"), ("normalised and rotated", "bf16")])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import triton_cases
 from torch import Tensor
-from triton_cases import NAMES, TOLERANCES, Case, Data, few, make
+from triton_cases import NAMES, TOLERANCES, Case, Data, documents, few, make
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.gradient.derive import derive
@@ -39,6 +39,8 @@ MORE = (
     Case("row weights", "input a: real[B, H, M] param c: real = 0.3 normalize affine(score, a[b, h, row], c)",
          params=(0.3,)),
     Case("entropy", "output o * rowsum(weight * score)", loose=4),
+    Case("documents and a table", "input doc: int[B, N] input t: real[H, 2 * N] mask same_document(doc) and causal "
+         "score dot(q, k) * scale + t[h, j - i + N]", {"M": 40, "N": 53}, {"doc": documents}),
     Case("grouped table", "input t: real[G, N] score dot(q, k) * scale + t[g, (j * 7 + i) % N]"),
     Case("spans of tables", "input at: int[B, N] input t: real[H, 5] score dot(q, k) * scale + t[h, at[b, j]]",
          made={"at": few(5, "B", "N")}),
