@@ -103,7 +103,7 @@ class BackwardKernel(Protocol):
         """Write ``results``, one tensor for each of ``Backward.results`` and of its dims, every element.
 
         ``reads`` are the tensors for ``Backward.reads``: ``out`` and ``d_out`` in the dtype of q, ``d_lse`` and saved
-        states in f32 (f64 if q is), the latter as the forward wrote them. Results are of any floating dtype; those of scatters are f32 (or f64).
+        states as the forward wrote them. Results are of any floating dtype; those of scatters are f32 (or f64).
         """
         ...
 
