@@ -141,7 +141,7 @@ def test_configurations_ask_for_less_and_less() -> None:
             for width in (16, 64, 128, 256, 512):
                 tried = list(candidates(target, dtype, width))
                 assert len(set(tried)) == len(tried)
-                sizes = [(one.block_m * one.block_n * one.stages, -one.warps) for one in tried]
+                sizes = [(one.block_m * one.block_n, -one.warps, one.stages) for one in tried]
                 assert sizes == sorted(sizes, reverse=True)
                 assert all(one.block_m >= 16 and one.block_n >= 16 for one in tried)
 
