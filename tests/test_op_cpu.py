@@ -84,7 +84,7 @@ def test_gradients() -> None:
     for name in names:
         given[name] = given[name].detach().requires_grad_()
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SlowGradientWarning)
+        warnings.simplefilter("error", SlowGradientWarning)
         found = torch.autograd.grad(op(**given).square().sum(), [given[name] for name in names])
     expected = torch.autograd.grad(op.reference(**given).square().sum(), [given[name] for name in names])
     assert_close(found, expected, rtol=1e-3, atol=1e-4)
@@ -94,7 +94,7 @@ def test_opcheck() -> None:
     op = attnc.loads("attention plain { mask causal }")
     q, k, v = (torch.randn(1, 2, 5, 16, requires_grad=True) for _ in "qkv")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", SlowGradientWarning)
+        warnings.simplefilter("error", SlowGradientWarning)
         torch.library.opcheck(op._operators.forward, (q, k, v))
 
 
