@@ -58,8 +58,8 @@ _BACKWARD_16BIT: dict[str, tuple[tuple[int, dict[str, Config]], ...]] = {
         (256, {"keys": Config(64, 32, 8, 1), "rows": Config(32, 64, 8, 1)}),
     ),
     "sm_90": (
-        (64, {"keys": Config(128, 64, 8, 2), "rows": Config(64, 128, 8, 2)}),
-        (128, {"keys": Config(128, 64, 8, 2), "rows": Config(64, 128, 8, 2)}),
+        (64, {"keys": Config(64, 64, 4, 3), "rows": Config(64, 64, 4, 3)}),
+        (128, {"keys": Config(64, 64, 4, 2), "rows": Config(64, 128, 8, 2)}),
         (256, {"keys": Config(64, 32, 8, 1), "rows": Config(32, 64, 8, 1)}),
     ),
     "gfx942": (
