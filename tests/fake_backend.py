@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from collections.abc import Iterator, Mapping, Sequence
@@ -159,6 +160,9 @@ class FakeBackend:
         return json.dumps({"fake": 1})
 
 
+_numbers = itertools.count()
+
+
 @contextmanager
 def installed(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeBackend]:
     """Serve every target by a fake backend, with an empty cache on disk and in memory."""
@@ -169,6 +173,7 @@ def installed(patch: pytest.MonkeyPatch, cache: Path) -> Iterator[FakeBackend]:
     patch.setattr(targets, "DEFAULT_BACKEND", dict.fromkeys(targets.DEFAULT_BACKEND, "fake"))
     patch.setattr(targets, "_made", {})
     patch.setattr(library, "_registered", {})
+    patch.setattr(library, "NAMESPACE", f"attnc_fake{next(_numbers)}")  # the real one may hold the same names already
     patch.setattr(library, "_library", torch.library.Library(library.NAMESPACE, "FRAGMENT"))
     patch.setenv("ATTNC_CACHE_DIR", str(cache))
     kernels.clear()
