@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import triton_cases
+from sass import disassemble, unwritten_reads
 from triton_cases import make
 
 from attnc.analyse.lower import lower_program_to_plan
@@ -75,6 +76,25 @@ def test_what_the_compilers_report(name: str, target: Target, dtype: str, D: int
         if launch.family == "stream":
             assert report.tensor_core > 0
             assert any(kind.startswith(INSTRUCTION[target]) for kind in report.kinds)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "D", "E"), [("bf16", 17, 5), ("bf16", 19, 7), ("f32", 96, 96)])
+def test_every_descriptor_is_written_before_it_is_read(dtype: str, D: int, E: int) -> None:
+    """What ptxas 12.8 gets wrong for these."""
+    for program in compiled("causal", SM90, dtype, D, E).programs:
+        assert not unwritten_reads(disassemble(program.code))
+
+
+def test_a_read_of_an_unwritten_register_is_found() -> None:
+    """From what ptxas 12.8 makes of the case above."""
+    right = "/*0010*/ ULDC.64 UR4, c[0x0][0x218] ;\n/*0020*/ UIADD3 UR6, UP0, UR4, 0x20, URZ ;\n"
+    assert not unwritten_reads(right)
+    wrong = "UIADD3 UR18, UP0, UR18, 0x20, URZ"
+    assert unwritten_reads(f"{right}/*0030*/ {wrong} ;") == [wrong]
+    product = "/*0030*/ HGMMA.64x16x16.F32.BF16 R96, {}gdesc[UR4]{}, R96 ;"
+    assert not unwritten_reads(right + "/*0021*/ UMOV UR7, 0x1 ;\n" + product.format("", ""))
+    assert unwritten_reads(right + product.format("R24, ", ".tnspB"))
 
 
 def test_a_kernel_is_one_walk_whatever_the_softmax_is_called() -> None:

@@ -47,6 +47,11 @@ def some(share: float, *dims: str) -> Maker:
     return lambda sizes, random: torch.rand([sizes[dim] for dim in dims], generator=random) < share
 
 
+def below_one(*dims: str) -> Maker:
+    """Reals in 0 .. 1."""
+    return lambda sizes, random: torch.rand([sizes[dim] for dim in dims], generator=random)
+
+
 @dataclass(frozen=True, slots=True)
 class Case:
     """One attention at one size. Reals that ``made`` does not make are random normal."""
@@ -81,7 +86,8 @@ CASES = (
     Case("odd floors", "mask (i // -3 + j) % -4 != -1 and (j - i) // 4 % 2 == 0"),
     Case("softmax with a sink", "input z: real[H] mask causal normalize softmax_sink(score, z[h])"),
     Case("softmax1", "normalize softmax1(score)"),
-    Case("alibi", "input slope: real[H] mask causal score dot(q, k) * scale + slope[h] * (j - i)", lse=True),
+    Case("alibi", "input slope: real[H] mask causal score dot(q, k) * scale + slope[h] * (j - i)",
+         made={"slope": below_one("H")}, lse=True),
     Case("softcap", "mask causal score softcap(dot(q, k) * scale, 2)"),
     Case("sigmoid", "mask causal normalize sigmoid_n(score)"),
     Case("relu2", "mask causal normalize relu2(score) / N"),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
 from attnc.backends.protocol import Target, Workload
+from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates
 from attnc.backends.triton.families import template
@@ -107,9 +109,9 @@ def compile_launch(launch: Launch, module: ModuleType, target: Target) -> Binary
         if value.divisible > 1
     }
     source = ASTSource(kernel, signature, {(places[name],): value for name, value in constants.items()}, hints)
-    made = triton.compile(
-        source, target=_gpu(target), options={"num_warps": launch.warps, "num_stages": max(1, launch.stages)}
-    )
+    options = {"num_warps": launch.warps, "num_stages": max(1, launch.stages)}
+    with sound_assembler(_capability(target)) if target.kind == "cuda" else nullcontext():
+        made = triton.compile(source, target=_gpu(target), options=options)
     metadata = made.metadata
     for scratch in ("global_scratch_size", "profile_scratch_size"):
         if getattr(metadata, scratch, 0):
@@ -134,7 +136,11 @@ def _gpu(target: Target) -> Any:
 
     if target.kind == "hip":
         return GPUTarget("hip", target.arch, 64)
-    return GPUTarget("cuda", int(target.arch.removeprefix("sm_")), 32)
+    return GPUTarget("cuda", _capability(target), 32)
+
+
+def _capability(target: Target) -> int:
+    return int(target.arch.removeprefix("sm_"))
 
 
 def _width(plan: Plan) -> int:

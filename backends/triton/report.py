@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnc.backends.protocol import Target
+from attnc.backends.triton.assembler import assembler
 
 _TENSOR_CORE = {
     "cuda": r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\S*",
@@ -67,8 +68,7 @@ def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int]:
         source.write_text(ptx)
         arch = re.search(r"\.target (sm_(\d+)\w*)", ptx)
         assert arch is not None, "PTX names its target"
-        ptxas = tools.ptxas_blackwell if int(arch[2]) >= 100 else tools.ptxas
-        said = _run(ptxas.path, "-v", f"--gpu-name={arch[1]}", str(source), "-o", str(path))
+        said = _run(assembler(int(arch[2])).path, "-v", f"--gpu-name={arch[1]}", str(source), "-o", str(path))
         return registers, sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", said)))
 
 
