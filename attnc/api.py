@@ -149,7 +149,7 @@ def compile(
         if variant.workload.lse and (problem := just.lse_problem(variant.widths)):
             raise ArgumentError("lse", problem)
         progress(variant.name)
-        kernels[variant] = just.kernel(variant.widths, variant.workload, machine)
+        kernels[variant] = just.kernel(variant.widths, variant.workload, machine, {})
     write_bundle(Path(output), program, source.text, machine, backend_for(machine, backend).name, kernels)
     return load(output)
 

@@ -25,7 +25,7 @@ from attnc.backends.protocol import Kernel, Target, Workload
 from attnc.errors import BundleError
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
-from attnc.runtime import Widths
+from attnc.runtime import Sizes, Widths
 from attnc.targets import backend_for
 
 KIND = "attnc bundle"
@@ -139,8 +139,8 @@ class Bundle:
                 raise
             raise BundleError(f"the bundle {where} is damaged: {MANIFEST}: {error}") from None
 
-    def kernel(self, widths: Widths, workload: Workload, target: Target) -> Kernel:
-        """Load the kernel for a call.
+    def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
+        """Load the kernel for a call; a bundle has one for all sizes.
 
         Raises:
             BundleError: the bundle is for another target, or has no such kernel.

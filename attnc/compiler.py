@@ -6,6 +6,7 @@ import enum
 import re
 from collections import Counter
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.gradient.derive import derive
@@ -14,7 +15,7 @@ from attnc.analyse.hoist import hoist
 from attnc.analyse.lower import lower_program_to_plan, stream_program
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
-from attnc.backends.protocol import Backend, Kernel, Target, Unsupported, Workload
+from attnc.backends.protocol import Backend, Config, Kernel, Target, Unsupported, Workload
 from attnc.check import check
 from attnc.errors import UnsupportedError
 from attnc.grammar.diagnostic import Diagnostic, SpecError
@@ -57,8 +58,9 @@ def compile_spec(
     target: Target,
     backend: str | None = None,
     stop: Stop = Stop.BUILD,
+    config: Config = MappingProxyType({}),
 ) -> Compilation:
-    """Text (or a program that was checked before) in, kernel out.
+    """Text (or a program that was checked before) in, kernel out; tuned by ``config``.
 
     Raises:
         SpecError: the spec is wrong, or asks for what the target cannot do.
@@ -76,7 +78,7 @@ def compile_spec(
     made.visibility = analyse_mask(made.plan.mask)
     if stop is Stop.VISIBILITY:
         return made
-    made.kernel = build_kernel(made.plan, workload, target, backend_for(target, backend))
+    made.kernel = build_kernel(made.plan, workload, target, backend_for(target, backend), config)
     return made
 
 
@@ -111,7 +113,9 @@ def plan_program(program: Program) -> Plan:
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
 
 
-def build_kernel(plan: Plan, workload: Workload, target: Target, backend: Backend) -> Kernel:
+def build_kernel(
+    plan: Plan, workload: Workload, target: Target, backend: Backend, config: Config = MappingProxyType({})
+) -> Kernel:
     """Compile a plan.
 
     Raises:
@@ -119,7 +123,7 @@ def build_kernel(plan: Plan, workload: Workload, target: Target, backend: Backen
     """
     if problems := backend.problems(plan, workload, target):
         raise UnsupportedError([_located(plan.program, problem, target, backend) for problem in problems])
-    return backend.build(plan, workload, target)
+    return backend.build(plan, workload, target, config)
 
 
 def derive_backward(program: Program, lse: bool = False) -> Backward:

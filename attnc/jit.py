@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Container
+from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from attnc import cache
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.hoist import hoist
-from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
+from attnc.autotune.bucket import Bucket, bucket_of
+from attnc.autotune.request import Chooser, Direction, Request, untuned
+from attnc.backends.protocol import BackwardKernel, Config, Kernel, Target, Workload
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
 from attnc.plan import Plan
-from attnc.runtime import Training, Widths
+from attnc.runtime import Sizes, Training, Widths
 from attnc.spec import Spec
 from attnc.targets import backend_for
 
@@ -57,19 +59,19 @@ def build_count() -> int:
 
 
 class JustInTime:
-    """Kernels of one program, compiled when they are first needed; a :class:`attnc.runtime.KernelSource`."""
+    """Kernels of one program, compiled when they are first needed; a :class:`attnc.runtime.KernelSource`.
 
-    def __init__(self, checked: Checked, backend: str | None = None) -> None:
+    ``choose`` gives the config of each; ``tag`` tells operators apart whose kernels are chosen or made differently.
+    """
+
+    def __init__(self, checked: Checked, backend: str | None = None, choose: Chooser = untuned, tag: str = "") -> None:
         self.program = checked.program
+        self.tag = " ".join(filter(None, (backend, tag)))
         self._meaning = checked.meaning
         self._backend = backend
+        self._choose = choose
         self._plans: dict[Widths, Plan] = {}
         self._backwards: dict[tuple[Widths, bool], Backward] = {}
-
-    @property
-    def tag(self) -> str:
-        """The backend, where it is not the usual one."""
-        return self._backend or ""
 
     def plan(self, widths: Widths) -> Plan:
         """The plan for these head widths."""
@@ -79,15 +81,17 @@ class JustInTime:
             self._plans[widths] = compiler.plan_program(compiler.specialize_program(self.program, widths))
         return self._plans[widths]
 
-    def kernel(self, widths: Widths, workload: Workload, target: Target) -> Kernel:
+    def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
         """The kernel from the cache, or built and then kept."""
         backend = backend_for(target, self._backend)
-        key = cache.key_of(self._meaning, widths, asdict(workload), str(target), backend.name, backend.toolchain())
+        config = self._config("forward", (), widths, workload, target, sizes, self.plan)
+        made = dict(config), asdict(workload), str(target), backend.name, backend.toolchain()
+        key = cache.key_of(self._meaning, widths, *made)
 
         def build() -> Kernel:
             from attnc.compiler import compile_spec
 
-            kernel = compile_spec(self.program, widths, workload, target, self._backend).kernel
+            kernel = compile_spec(self.program, widths, workload, target, self._backend, config=config).kernel
             assert kernel is not None
             return kernel
 
@@ -108,25 +112,57 @@ class JustInTime:
             problems = list(error.diagnostics)
         if problems:
             return "; ".join(f"{one.span}: {one.message}" for one in problems)
+        plan = functools.cache(lambda: hoist(backward.plan))
+        made: dict[tuple[str, Bucket], Any] = {}
 
-        @functools.cache
-        def forward() -> Kernel:
+        def forward(sizes: Sizes) -> Kernel:
             if not workload.saved:
-                return self.kernel(widths, workload, target)
-            key = self._training_key("forward", backward, widths, workload, target)
-            return cache.kernels.get(key, backend, lambda: backend.build(hoist(backward.plan), workload, target))
+                return self.kernel(widths, workload, target, sizes)
+            config = self._config("forward", (), widths, workload, target, sizes, lambda _: plan())
+            key = self._training_key("forward", backward, widths, workload, target, config)
+            return cache.kernels.get(key, backend, lambda: backend.build(plan(), workload, target, config))
 
-        @functools.cache
-        def pullback() -> BackwardKernel:
-            key = self._training_key("backward", backward, widths, workload, target)
-            return cache.kernels.get_backward(key, backend, lambda: backend.build_backward(backward, workload, target))
+        def pullback(sizes: Sizes) -> BackwardKernel:
+            wants = tuple(sorted({part.name for part in backward.contributions}))
+            config = self._config("backward", wants, widths, workload, target, sizes, lambda _: backward)
+            key = self._training_key("backward", backward, widths, workload, target, config)
+            return cache.kernels.get_backward(
+                key, backend, lambda: backend.build_backward(backward, workload, target, config)
+            )
 
-        return Training(backward, forward, pullback)
+        def once(what: str, make: Callable[[Sizes], Any]) -> Callable[[Sizes], Any]:
+            def kept(sizes: Sizes) -> Any:
+                key = what, bucket_of(sizes)
+                if key not in made:
+                    made[key] = make(sizes)
+                return made[key]
 
-    def _training_key(self, what: str, backward: Backward, widths: Widths, workload: Workload, target: Target) -> str:
+            return kept
+
+        return Training(backward, once("forward", forward), once("backward", pullback))
+
+    def _config(
+        self,
+        direction: Direction,
+        wants: tuple[str, ...],
+        widths: Widths,
+        workload: Workload,
+        target: Target,
+        sizes: Sizes,
+        subject: Callable[[Widths], Plan | Backward],
+    ) -> Config:
+        """What the chooser says of a kernel."""
+        backend = backend_for(target, self._backend)
+        return self._choose(
+            Request(self.program, direction, wants, widths, workload, target, backend, sizes, lambda: subject(widths))
+        )
+
+    def _training_key(
+        self, what: str, backward: Backward, widths: Widths, workload: Workload, target: Target, config: Config
+    ) -> str:
+        """Spellings of one meaning share no kernels here: states and results have names, and an order."""
         from attnc.ir.printer import print_program
 
-        """Spellings of one meaning share no kernels here: states and results have names, and an order."""
         backend = backend_for(target, self._backend)
         results = [result.name for result in backward.results] if what == "backward" else []
         return cache.key_of(
@@ -134,6 +170,7 @@ class JustInTime:
             print_program(self.program),
             results,
             widths,
+            dict(config),
             asdict(workload),
             str(target),
             backend.name,

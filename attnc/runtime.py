@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc.analyse.gradient.backward import Backward
+from attnc.autotune.bucket import bucket_of
 from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
 from attnc.errors import ArgumentError, TargetError
 from attnc.gradients import Call, gradients, results_for
@@ -22,15 +23,20 @@ from attnc.validate import DTYPES, check_call, split
 
 Widths = tuple[int, int]
 """Head widths ``(D, E)``."""
+Sizes = Mapping[str, int]
+"""``B H G M N``, widths and extents of a call; empty where they are not known yet."""
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """A derived backward, its kernel, and that of the forward that saves what it reads; both made once, when called."""
+    """A derived backward, its kernel, and that of the forward that saves what it reads.
+
+    Both are made when called, once for a bucket of sizes.
+    """
 
     backward: Backward
-    forward: Callable[[], Kernel]
-    pullback: Callable[[], BackwardKernel]
+    forward: Callable[[Sizes], Kernel]
+    pullback: Callable[[Sizes], BackwardKernel]
 
 
 class KernelSource(Protocol):
@@ -41,8 +47,11 @@ class KernelSource(Protocol):
         """What tells it from other sources for the same program; empty for the compiler with its usual backends."""
         ...
 
-    def kernel(self, widths: Widths, workload: Workload, target: Target) -> Kernel:
-        """The kernel for these head widths and element types on ``target``."""
+    def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
+        """The kernel for these head widths and element types on ``target``.
+
+        It runs calls of any sizes; those of the bucket of ``sizes`` are what it is chosen for.
+        """
         ...
 
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
@@ -64,8 +73,8 @@ class KernelSource(Protocol):
 class Runtime:
     """One program as :class:`attnc.library.Implementation`.
 
-    A kernel is chosen by the target, the head widths, the element types and the gradients wanted alone, so sizes never
-    compile.
+    A kernel is chosen by the target, the head widths, the element types, the gradients wanted, and the bucket that the
+    sizes fall into; every kernel runs all sizes, so no size compiles unless its bucket was tuned.
     """
 
     def __init__(self, program: Program, source: KernelSource) -> None:
@@ -84,7 +93,7 @@ class Runtime:
         if out.numel() == 0:
             return written
         inputs, numbers, _ = split(self.signature, values)
-        kernel = self._kernel(q, v, values, lse, needs)
+        kernel = self._kernel(q, v, values, lse, needs, sizes)
         with _on_device_of(q):
             kernel.run(
                 q.detach(),
@@ -142,7 +151,7 @@ class Runtime:
         rest = iter(kept)
         reads = [given[x.name] if x.name in given else next(rest) for x in backward.reads]
         with _on_device_of(q):
-            training.pullback().run(
+            training.pullback(sizes).run(
                 tensors["q"],
                 tensors["k"],
                 tensors["v"],
@@ -196,13 +205,15 @@ class Runtime:
         saved = [q.new_empty([size_value(dim, sizes) for dim in state.dims], dtype=wide) for state in states]
         return sizes, out, q.new_empty(rows, dtype=wide) if lse else None, saved
 
-    def _kernel(self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool]) -> Kernel:
+    def _kernel(
+        self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool], sizes: Sizes
+    ) -> Kernel:
         training = self._train(q, v, values, lse, needs) if any(needs) else ""
         if not isinstance(training, str):
-            return training.forward()
-        key = self._key(q, v, values, lse)
+            return training.forward(sizes)
+        key = (*self._key(q, v, values, lse), bucket_of(sizes))
         if key not in self._chosen:
-            self._chosen[key] = self._source.kernel(*self._wanted(q, v, values, lse))
+            self._chosen[key] = self._source.kernel(*self._wanted(q, v, values, lse), sizes)
         return self._chosen[key]
 
     def _train(self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool]) -> Training | str:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +50,50 @@ class Unsupported:
     message: str
     node: Node
     hint: str | None = None
+
+
+Setting: TypeAlias = int | str
+Config: TypeAlias = Mapping[str, Setting]
+"""A setting for each choice of a :class:`Space`, by name; empty: the backend's own choice, which is the default."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """One thing that can be chosen. Integers stand in ascending order, and near ones are alike; words are not."""
+
+    name: str
+    settings: tuple[Setting, ...]
+
+
+def _anything(config: Config) -> str | None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What can be chosen when a kernel is built; without choices there is nothing to tune.
+
+    Attributes:
+        choices: each with its settings.
+        default: what the empty config amounts to wherever that fits; where a search begins.
+        excluded: why a config cannot work or says the same as another, found on paper; ``None`` if it may work.
+    """
+
+    choices: tuple[Choice, ...] = ()
+    default: Config = field(default_factory=dict)
+    excluded: Callable[[Config], str | None] = _anything
+
+    def problem(self, config: Config) -> str | None:
+        """Why ``config`` may not be built; ``None`` if it may. The empty one always may."""
+        if not config:
+            return None
+        settings = {choice.name: choice.settings for choice in self.choices}
+        if config.keys() != settings.keys():
+            return f"it sets {sorted(config)}, the choices are {sorted(settings)}"
+        for name, setting in config.items():
+            if not any(type(setting) is type(known) and setting == known for known in settings[name]):
+                return f"`{name}` cannot be {setting!r}"
+        return self.excluded(config)
 
 
 class Kernel(Protocol):
@@ -121,13 +166,28 @@ class Backend(Protocol):
     """Turns plans into kernels."""
 
     name: str
+    codegen: int
+    """Raised by hand when the same plan and config begin to yield other code than before."""
+    spaces: int
+    """Raised by hand when the spaces change."""
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in the plan that this backend cannot run on ``target``; empty if it can."""
         ...
 
-    def build(self, plan: Plan, workload: Workload, target: Target) -> Kernel:
-        """Compile. Needs no device: a kernel for another machine can be saved but not run."""
+    def build(self, plan: Plan, workload: Workload, target: Target, config: Config = MappingProxyType({})) -> Kernel:
+        """Compile, with the settings of ``config``, a config of :meth:`space` without a problem.
+
+        Needs no device: a kernel for another machine can be saved but not run.
+        """
+        ...
+
+    def space(self, subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
+        """What can be chosen for a plan or a backward. ``sizes`` are typical ones of a call, by name: ``B H G M N``."""
+        ...
+
+    def rejection(self, kernel: Kernel | BackwardKernel, target: Target) -> str | None:
+        """Why the compiler's report says that a kernel built here cannot be good: it spills, or does not fit."""
         ...
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> Kernel:
@@ -138,7 +198,9 @@ class Backend(Protocol):
         """Everything in the backward that this backend cannot run on ``target``; empty if it can."""
         ...
 
-    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> BackwardKernel:
+    def build_backward(
+        self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
+    ) -> BackwardKernel:
         """Compile a backward. Its steps are not hoisted yet. ``workload`` is that of the forward."""
         ...
 

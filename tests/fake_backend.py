@@ -18,13 +18,15 @@ from torch import Tensor
 from attnc import library, targets
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.lower import stream_program
-from attnc.backends.protocol import Target, Unsupported, Workload
+from attnc.backends.protocol import Choice, Config, Space, Target, Unsupported, Workload
 from attnc.ir.nodes import Apply
 from attnc.ir.program import Program
 from attnc.ir.traverse import postorder
 from attnc.plan import Plan
 from attnc.reference import evaluate
 from attnc.reference.interpreter import Run
+
+NOTHING: Config = {}
 
 
 class FakeKernel:
@@ -122,9 +124,12 @@ class FakeBackend:
     """Cannot do ``tanh`` unless told to, so that there is something that it cannot do."""
 
     name = "fake"
+    codegen = 1
+    spaces = 1
 
     def __init__(self) -> None:
         self.built: list[Workload] = []
+        self.configs: list[Config] = []
         self.loaded = 0
         self.backwards: list[FakeBackwardKernel] = []
         self.refused: tuple[str, ...] = ("tanh",)
@@ -137,9 +142,16 @@ class FakeBackend:
             if isinstance(node, Apply) and node.op in self.refused
         ]
 
-    def build(self, plan: Plan, workload: Workload, target: Target) -> FakeKernel:
+    def build(self, plan: Plan, workload: Workload, target: Target, config: Config = NOTHING) -> FakeKernel:
         self.built.append(workload)
+        self.configs.append(config)
         return FakeKernel(stream_program(plan.program, keep_detach=True), workload.saved)
+
+    def space(self, subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
+        return Space((Choice("tile", (16, 32, 64)), Choice("way", ("up", "down"))), {"tile": 16, "way": "up"})
+
+    def rejection(self, kernel: Any, target: Target) -> str | None:
+        return None
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> FakeKernel:
         self.loaded += 1
@@ -148,7 +160,9 @@ class FakeBackend:
     def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
         return []
 
-    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> FakeBackwardKernel:
+    def build_backward(
+        self, backward: Backward, workload: Workload, target: Target, config: Config = NOTHING
+    ) -> FakeBackwardKernel:
         self.backwards.append(FakeBackwardKernel(backward))
         return self.backwards[-1]
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attnc.analyse.gradient.backward import Backward
-from attnc.backends.protocol import BackwardKernel, Kernel, Target, Unsupported, Workload
+from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
@@ -24,16 +25,29 @@ class TritonBackend:
     """See :class:`attnc.backends.protocol.Backend`. With ``TRITON_INTERPRET=1`` kernels run on CPU tensors."""
 
     name = "triton"
+    codegen = 1
+    spaces = 1
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
 
         return tuple(find_problems(plan, workload, target))
 
-    def build(self, plan: Plan, workload: Workload, target: Target) -> Kernel:
+    def build(self, plan: Plan, workload: Workload, target: Target, config: Config = MappingProxyType({})) -> Kernel:
         from attnc.backends.triton.interpreter import is_interpreting
 
-        return _interpreted(plan, workload) if is_interpreting() else _compiled(plan, workload, target)
+        return _interpreted(plan, workload) if is_interpreting() else _compiled(plan, workload, target, config)
+
+    def space(self, subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
+        from attnc.backends.triton.interpreter import is_interpreting
+        from attnc.backends.triton.space import space_of
+
+        return Space() if is_interpreting() else space_of(subject, workload, target)
+
+    def rejection(self, kernel: Kernel | BackwardKernel, target: Target) -> str | None:
+        from attnc.backends.triton.space import rejection
+
+        return rejection(kernel, target)
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> Kernel:
         from attnc.backends.triton.kernel import load_kernel
@@ -45,12 +59,14 @@ class TritonBackend:
 
         return tuple(find_backward_problems(backward, workload, target))
 
-    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> BackwardKernel:
+    def build_backward(
+        self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
+    ) -> BackwardKernel:
         from attnc.backends.triton.interpreter import is_interpreting
 
         if is_interpreting():
             return _interpreted_backward(backward, workload)
-        return _compiled_backward(backward, workload, target)
+        return _compiled_backward(backward, workload, target, config)
 
     def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> BackwardKernel:
         from attnc.backends.triton.kernel import load_backward
@@ -74,9 +90,12 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
     return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
 
 
-def _compiled(plan: Plan, workload: Workload, target: Target) -> Kernel:
-    from attnc.backends.triton.compiling import compile_plan
+def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
+    from attnc.backends.triton.compiling import compile_plan, compile_with
+    from attnc.backends.triton.space import tile_of
 
+    if config:
+        return device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
     return device_kernel(compile_plan(plan, workload, target), target)
 
 
@@ -93,11 +112,15 @@ def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKer
     return InterpretedBackward(lowered.recipe, texts, Interpreter(name, lowered))
 
 
-def _compiled_backward(backward: Backward, workload: Workload, target: Target) -> BackwardKernel:
-    from attnc.backends.triton.compiling_backward import compile_backward
+def _compiled_backward(backward: Backward, workload: Workload, target: Target, config: Config) -> BackwardKernel:
+    from attnc.backends.triton.compiling_backward import compile_backward, compile_with
     from attnc.backends.triton.kernel import DeviceBackward
+    from attnc.backends.triton.space import tiles_of
 
-    made = compile_backward(backward, workload, target)
+    if config:
+        made = compile_with(backward, workload, target, tiles_of(config))
+    else:
+        made = compile_backward(backward, workload, target)
     return DeviceBackward(*_ready(made.lowered, made.source, made.binaries, target))
 
 

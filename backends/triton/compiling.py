@@ -57,7 +57,7 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     """
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
-    for config in candidates(target, workload.dtype, _width(plan)):
+    for config in candidates(target, workload.dtype, width_of(plan)):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
             continue
@@ -143,7 +143,7 @@ def _capability(target: Target) -> int:
     return int(target.arch.removeprefix("sm_"))
 
 
-def _width(plan: Plan) -> int:
+def width_of(plan: Plan) -> int:
     """What a row of the widest tile holds: lanes of keys, or of all accumulators together."""
     assert plan.program.widths is not None
     d, e = (sum(padded for _, _, padded in split(width)) for width in widths(plan.program))

@@ -37,15 +37,20 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
     Raises:
         CompileError: none fits.
     """
-    width = max(sum(padded for _, _, padded in split(width)) for width in widths(backward.plan.program))
-    tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in _OVERS}
-    configs: Configs = {over: tried[over][0] for over in _OVERS} | {"pairs": SCATTER}
-    for over in _OVERS:
+    width = backward_width(backward)
+    tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS}
+    configs: Configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
+    for over in OVERS:
         configs[over] = _choose(backward, workload, target, configs, over, tried[over])
     return compile_with(backward, workload, target, configs)
 
 
-_OVERS: tuple[Over, ...] = ("keys", "rows")
+OVERS: tuple[Over, ...] = ("keys", "rows")
+
+
+def backward_width(backward: Backward) -> int:
+    """Lanes of the wider of queries and values."""
+    return max(sum(padded for _, _, padded in split(width)) for width in widths(backward.plan.program))
 
 
 def compile_with(backward: Backward, workload: Workload, target: Target, configs: Configs) -> CompiledBackward:

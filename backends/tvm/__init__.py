@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from attnc.analyse.gradient.backward import Backward
-from attnc.backends.protocol import Target, Unsupported, Workload
+from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
 from attnc.backends.tvm.arguments import Layout
 from attnc.backends.tvm.backward_kernel import CpuBackwardKernel
 from attnc.backends.tvm.kernel import CpuKernel, Map
@@ -24,16 +25,31 @@ class TvmBackend:
     """The backend of the target ``cpu`` (:class:`attnc.backends.protocol.Backend`)."""
 
     name = "tvm"
+    codegen = 1
+    spaces = 1
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run on a CPU yet."""
         return problems_of(plan)
 
-    def build(self, plan: Plan, workload: Workload, target: Target) -> CpuKernel:
+    def build(self, plan: Plan, workload: Workload, target: Target, config: Config = MappingProxyType({})) -> CpuKernel:
         """Compile ``plan``; with the host's processor unless ``target.arch`` names one."""
         from attnc.backends.tvm.compile import compile_plan
 
-        return compile_plan(plan, workload, target)
+        return compile_plan(plan, workload, target, config)
+
+    def space(self, subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
+        """How tiles can be cut."""
+        from attnc.backends.tvm.runtime import libraries
+
+        libraries()
+        from attnc.backends.tvm.space import space_of
+
+        return space_of(workload, target)
+
+    def rejection(self, kernel: Kernel | BackwardKernel, target: Target) -> str | None:
+        """LLVM reports nothing that would tell."""
+        return None
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> CpuKernel:
         """A saved kernel, without importing ``tvm``.
@@ -47,11 +63,13 @@ class TvmBackend:
         """What in ``backward`` cannot run on a CPU yet."""
         return backward_problems_of(backward)
 
-    def build_backward(self, backward: Backward, workload: Workload, target: Target) -> CpuBackwardKernel:
+    def build_backward(
+        self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
+    ) -> CpuBackwardKernel:
         """Compile a backward, as :meth:`build` does."""
         from attnc.backends.tvm.compile import compile_backward
 
-        return compile_backward(backward, workload, target)
+        return compile_backward(backward, workload, target, config)
 
     def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> CpuBackwardKernel:
         """A saved backward, as :meth:`load`."""

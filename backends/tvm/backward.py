@@ -9,7 +9,7 @@ from typing import Literal as OneOf
 from attnc.analyse.gradient.backward import Backward, Scatter, Step, Walk, results_of
 from attnc.analyse.gradient.hoist import hoist_backward
 from attnc.analyse.mask import analyse_mask
-from attnc.backends.protocol import Workload
+from attnc.backends.protocol import Config, Workload
 from attnc.backends.tvm.arguments import Layout
 from attnc.backends.tvm.emit import Emitter
 from attnc.backends.tvm.lower import shape_of, write_function
@@ -140,12 +140,14 @@ def flag_of(side: Side) -> Input:
     return Input(f"seen {side}", Kind.BOOL, dims)
 
 
-def lower_backward_to_tir(arranged: Arranged, workload: Workload, machine: Machine) -> tuple[Any, Layout]:
+def lower_backward_to_tir(
+    arranged: Arranged, workload: Workload, machine: Machine, config: Config
+) -> tuple[Any, Layout]:
     """The function as a ``PrimFunc`` of two handles, and what they point to."""
     backward = arranged.backward
     plan = backward.plan
     visibility = analyse_mask(plan.mask)
-    shape = shape_of(machine, "float64" if workload.dtype == "f64" else "float32")
+    shape = shape_of(machine, "float64" if workload.dtype == "f64" else "float32", config)
 
     def body(emitter: Emitter, room: Value) -> list[int]:
         sizes = emitter.sizes

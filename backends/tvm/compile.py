@@ -6,12 +6,13 @@ import shutil
 import tempfile
 import weakref
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from attnc.analyse.gradient.backward import Backward, Scatter
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
-from attnc.backends.protocol import Target, Workload
+from attnc.backends.protocol import Config, Target, Workload
 from attnc.backends.tvm.arguments import ENTRY
 from attnc.backends.tvm.backward_kernel import CpuBackwardKernel
 from attnc.backends.tvm.kernel import CpuKernel, Map
@@ -21,20 +22,28 @@ from attnc.ir.nodes import Literal, Node, Size
 from attnc.plan import Plan
 
 
-def compile_plan(plan: Plan, workload: Workload, target: Target, visibility: Visibility | None = None) -> CpuKernel:
+def compile_plan(
+    plan: Plan,
+    workload: Workload,
+    target: Target,
+    config: Config = MappingProxyType({}),
+    visibility: Visibility | None = None,
+) -> CpuKernel:
     """The kernel of a plan for the processor of ``target``."""
     libraries()
     from attnc.backends.tvm.lower import lower_plan_to_tir, map_dtype
     from attnc.backends.tvm.machine import machine_of
 
     machine = machine_of(target)
-    function, layout = lower_plan_to_tir(plan, visibility or analyse_mask(plan.mask), workload, machine)
+    function, layout = lower_plan_to_tir(plan, visibility or analyse_mask(plan.mask), workload, machine, config)
     built = lower_tir_to_llvm(function, machine.options)
     maps = tuple(Map(tuple(_dim(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
     return CpuKernel(_Built(function, built), layout, maps, target.arch)
 
 
-def compile_backward(backward: Backward, workload: Workload, target: Target) -> CpuBackwardKernel:
+def compile_backward(
+    backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
+) -> CpuBackwardKernel:
     """The kernel of a derived backward for the processor of ``target``."""
     libraries()
     from attnc.backends.tvm.backward import arrange, lower_backward_to_tir
@@ -42,7 +51,7 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
 
     machine = machine_of(target)
     arranged = arrange(backward, workload)
-    function, layout = lower_backward_to_tir(arranged, workload, machine)
+    function, layout = lower_backward_to_tir(arranged, workload, machine, config)
     built = lower_tir_to_llvm(function, machine.options)
     maps = tuple(Map(tuple(_dim(dim) for dim in source.dims), dtype) for source, dtype in arranged.own)
     targets = {step.result.name for step in backward.steps if isinstance(step, Scatter)}

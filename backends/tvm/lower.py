@@ -10,11 +10,12 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from attnc.analyse.visibility import Visibility
-from attnc.backends.protocol import Workload
+from attnc.backends.protocol import Config, Workload
 from attnc.backends.tvm.arguments import ENTRY, Layout
 from attnc.backends.tvm.emit import Emitter, Tensor
 from attnc.backends.tvm.machine import Machine
 from attnc.backends.tvm.slots import PlanSlots
+from attnc.backends.tvm.space import default_of
 from attnc.backends.tvm.tokens import map_tokens
 from attnc.ir.program import Program
 from attnc.plan import Plan
@@ -50,18 +51,19 @@ def map_dtype(token: Any, workload: Workload) -> str:
     return "f64" if workload.dtype == "f64" else "f32"
 
 
-def shape_of(machine: Machine, real: str) -> Shape:
-    """How tiles are cut for a machine's registers."""
+def shape_of(machine: Machine, real: str, config: Config) -> Shape:
+    """How tiles are cut: as ``config`` says, or by default for a machine's registers."""
     lanes = machine.vector_bytes // (8 if real == "float64" else 4)
-    if machine.registers >= 32:
-        return Shape(real, lanes, vectors=2, block=8, groups=2, keys=64)
-    return Shape(real, lanes, vectors=2, block=6, groups=4, keys=60)
+    settings = config or default_of(machine)
+    return Shape(real, lanes, **{name: int(setting) for name, setting in settings.items()})
 
 
-def lower_plan_to_tir(plan: Plan, visibility: Visibility, workload: Workload, machine: Machine) -> tuple[Any, Layout]:
+def lower_plan_to_tir(
+    plan: Plan, visibility: Visibility, workload: Workload, machine: Machine, config: Config
+) -> tuple[Any, Layout]:
     """The kernel as a ``PrimFunc`` of two handles, and what they point to."""
     real = "float64" if workload.dtype == "f64" else "float32"
-    shape = shape_of(machine, real)
+    shape = shape_of(machine, real, config)
 
     def body(emitter: Emitter, room: Value) -> list[int]:
         slots = PlanSlots(plan, visibility, emitter, workload.dtype, workload.lse, workload.saved)

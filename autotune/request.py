@@ -1,0 +1,45 @@
+"""What a config is asked for: one kernel of a program, and the sizes of the call that needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal, TypeAlias
+
+from attnc.analyse.gradient.backward import Backward
+from attnc.backends.protocol import Backend, Config, Space, Target, Workload
+from attnc.ir.program import Program
+from attnc.plan import Plan
+
+Direction: TypeAlias = Literal["forward", "backward"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One kernel of ``program``, for calls like one of ``sizes``.
+
+    ``wants`` names the arguments whose gradients a backward gives; ``subject`` gives the plan or the backward.
+    """
+
+    program: Program
+    direction: Direction
+    wants: tuple[str, ...]
+    widths: tuple[int, int]
+    workload: Workload
+    target: Target
+    backend: Backend
+    sizes: Mapping[str, int]
+    subject: Callable[[], Plan | Backward]
+
+    def space(self) -> Space:
+        """What can be chosen."""
+        return self.backend.space(self.subject(), self.workload, self.target, self.sizes)
+
+
+Chooser: TypeAlias = Callable[[Request], Config]
+
+
+def untuned(request: Request) -> Config:
+    """The choice of the backend, always."""
+    return MappingProxyType({})

@@ -1,0 +1,41 @@
+"""What the tuner may choose of a CPU kernel: how :class:`attnc.templates.tvm.products.Shape` cuts tiles."""
+
+from __future__ import annotations
+
+from attnc.backends.protocol import Choice, Config, Space, Target, Workload
+from attnc.backends.tvm.machine import Machine, machine_of
+
+CHOICES = (
+    Choice("vectors", (1, 2, 3, 4)),
+    Choice("block", (2, 4, 6, 8, 10, 12, 14)),
+    Choice("groups", (1, 2, 4, 8)),
+    Choice("keys", (16, 32, 48, 60, 64, 96, 128, 192, 256)),
+)
+FEWEST = 3
+"""Accumulators must be independent enough to hide the latency of a multiply-add."""
+CACHE = 512 * 1024
+"""Bytes of the scores of a tile: they stay in the cache of a core."""
+
+
+def default_of(machine: Machine) -> Config:
+    """How tiles are cut where nothing was tuned."""
+    if machine.registers >= 32:
+        return {"vectors": 2, "block": 8, "groups": 2, "keys": 64}
+    return {"vectors": 2, "block": 6, "groups": 4, "keys": 60}
+
+
+def space_of(workload: Workload, target: Target) -> Space:
+    """The space of a kernel for the processor of ``target``."""
+    machine = machine_of(target)
+
+    def excluded(config: Config) -> str | None:
+        vectors, block, groups, keys = (int(config[choice.name]) for choice in CHOICES)
+        held = vectors * block
+        if held + vectors + 1 > machine.registers:
+            return f"{held} accumulators and {vectors} vectors of rows take more than {machine.registers} registers"
+        if held < FEWEST:
+            return f"{held} accumulators wait for each other"
+        scores = groups * vectors * machine.vector_bytes * keys
+        return f"the scores of a tile take {scores} bytes, over {CACHE}" if scores > CACHE else None
+
+    return Space(CHOICES, default_of(machine), excluded)
