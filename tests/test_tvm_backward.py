@@ -186,7 +186,7 @@ def test_a_saved_kernel(tmp_path: Path, seed: int) -> None:
 def test_memory_does_not_grow_with_pairs() -> None:
     made = of("causal", 0)
     kernel = backward_kernel(made.backward, made.workload())
-    assert kernel._layout.scratch < 2**20  # type: ignore[attr-defined]
+    assert kernel._layout.room < 2**20  # type: ignore[attr-defined]
 
 
 def test_what_cannot_run_is_reported() -> None:

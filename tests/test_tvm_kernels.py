@@ -28,7 +28,7 @@ SPEC = "input slope: real[H] mask causal query rope(q, i) score dot(q, k) * scal
 
 LOAD = """
 import json, sys, time
-sys.modules["tvm"] = None
+sys.modules["tvm"] = sys.modules["tvm_ffi"] = None
 import torch
 from attnc.backends.tvm import TvmBackend
 from pathlib import Path
@@ -41,6 +41,8 @@ out, lse = torch.full_like(data["out"], float("nan")), torch.full_like(data["lse
 kernel.run(data["q"], data["k"], data["v"], data["inputs"], (), (), out, lse)
 torch.testing.assert_close(out, data["out"], rtol=0, atol=0)
 torch.testing.assert_close(lse, data["lse"], rtol=0, atol=0)
+with open("/proc/self/maps") as maps:
+    assert "libtvm" not in maps.read()
 print(seconds)
 """
 

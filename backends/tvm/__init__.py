@@ -11,8 +11,7 @@ from typing import Any
 from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
 from attnc.backends.tvm.arguments import Layout
-from attnc.backends.tvm.backward_kernel import CpuBackwardKernel
-from attnc.backends.tvm.kernel import CpuKernel, Map
+from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
 from attnc.backends.tvm.link import Saved
 from attnc.backends.tvm.machine import describe, flags
 from attnc.backends.tvm.problems import backward_problems_of, problems_of
@@ -88,7 +87,7 @@ def _loaded(folder: Path, manifest: Mapping[str, Any]) -> tuple[Saved, Layout, t
     tensors = tuple((name, rank) for name, rank in layout["tensors"])
     return (
         Saved(folder, manifest["library"], []),
-        Layout(tuple(layout["extents"]), tensors, layout["parameters"], layout["scratch"]),
+        Layout(tuple(layout["extents"]), layout["parameters"], tensors, layout["phases"], layout["room"]),
         tuple(Map(tuple(m["dims"]), m["dtype"]) for m in manifest["maps"]),
         manifest["arch"],
     )

@@ -1,15 +1,19 @@
-"""How a call's tensors and numbers reach a kernel: as two arrays, one of integers and one of reals.
+"""How a call's tensors and numbers reach a kernel: as one array of 64-bit words.
 
-The integers are the bytes of scratch memory a thread needs, ``B H G M N``, the extents, and of each tensor its address
-and strides in elements; the reals are the parameters. One layout serves the code that packs (:meth:`Layout.pack`) and
-the code that unpacks.
+First what the threads share (:mod:`attnc.templates.tvm.head`), then ``B H G M N``, the extents, the bits of the
+parameters as doubles, and of each tensor its address and strides in elements. One layout serves the code that packs
+(:meth:`Layout.pack`) and the code that unpacks.
 """
 
 from __future__ import annotations
 
+import ctypes
+import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from attnc.templates.tvm.head import HEAD
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,23 +23,38 @@ ENTRY = "attention"
 
 SIZES = ("B", "H", "G", "M", "N")
 
+_ZEROS = (ctypes.c_double * 64)()
+
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Where what stands. ``tensors`` are ``(name, rank)`` in order: q k v out, lse if written, inputs, token maps."""
+    """Where what stands.
+
+    Attributes:
+        extents: names of the extents.
+        parameters: how many there are.
+        tensors: ``(name, rank)`` in order: q k v out, lse if written, inputs, token maps.
+        phases: how many runs of the function make a call.
+        room: bytes of scratch memory that each thread needs.
+    """
 
     extents: tuple[str, ...]
-    tensors: tuple[tuple[str, int], ...]
     parameters: int
-    scratch: int = 0
+    tensors: tuple[tuple[str, int], ...]
+    phases: int = 1
+    room: int = 0
 
     def at_size(self, name: str) -> int:
         """Place of a size or extent."""
-        return 1 + (*SIZES, *self.extents).index(name)
+        return HEAD + (*SIZES, *self.extents).index(name)
+
+    def at_parameter(self, number: int) -> int:
+        """Place of a parameter."""
+        return HEAD + len(SIZES) + len(self.extents) + number
 
     def at_tensor(self, name: str) -> int:
         """Place of the address of a tensor; its strides follow."""
-        at = 1 + len(SIZES) + len(self.extents)
+        at = self.at_parameter(self.parameters)
         for other, rank in self.tensors:
             if other == name:
                 return at
@@ -44,26 +63,16 @@ class Layout:
 
     def pack(
         self, sizes: Sequence[int], extents: Sequence[int], tensors: Sequence[Tensor], parameters: Sequence[float]
-    ) -> tuple[Any, Any]:
-        """The two arrays, as ctypes arrays. The tensors must outlive the call.
+    ) -> list[int]:
+        """The words of a call, its head still 0. The tensors must outlive the call.
 
-        A tensor without elements is given the address of some zeros and strides of 0: every read of it is outside.
+        A tensor without elements has strides of 0 and the address of some zeros: every read of it is outside.
         """
-        import ctypes
-
-        integers = [self.scratch, *sizes, *extents]
+        bits = struct.unpack(f"={len(parameters)}q", struct.pack(f"={len(parameters)}d", *parameters))
+        words = [*([0] * HEAD), *sizes, *extents, *bits]
         for tensor in tensors:
             if tensor.numel():
-                integers += [tensor.data_ptr(), *tensor.stride()]
+                words += [tensor.data_ptr(), *tensor.stride()]
             else:
-                integers += [ctypes.addressof(_ZEROS), *(0 for _ in tensor.shape)]
-        return (ctypes.c_int64 * len(integers))(*integers), (ctypes.c_double * max(1, len(parameters)))(*parameters)
-
-
-def _zeros() -> Any:
-    import ctypes
-
-    return (ctypes.c_double * 64)()
-
-
-_ZEROS = _zeros()
+                words += [ctypes.addressof(_ZEROS), *(0 for _ in tensor.shape)]
+        return words

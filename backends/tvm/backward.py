@@ -20,9 +20,9 @@ from attnc.ir import build
 from attnc.ir.nodes import Apply, Input, Kind, Literal, Node, Read
 from attnc.ir.traverse import contains
 from attnc.plan import TokenMap
-from attnc.templates.tvm.lanes import Value
 from attnc.templates.tvm.scatter import scatter
 from attnc.templates.tvm.stream import stream
+from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.walk import Sizes
 
 Side = OneOf["query", "key"]
@@ -53,7 +53,7 @@ class Arranged:
         program = backward.plan.program
         inputs = (*program.inputs, *backward.reads, *backward.results, *(source for source, _ in self.own))
         tensors = (("q", 4), ("k", 4), ("v", 4), *((f"input {x.name}", len(x.dims)) for x in inputs))
-        return Layout(program.extents, tensors, len(program.parameters))
+        return Layout(program.extents, len(program.parameters), tensors)
 
     def dtypes(self, workload: Workload) -> list[str]:
         """Element types of the tensors of the layout."""
@@ -143,22 +143,21 @@ def flag_of(side: Side) -> Input:
 def lower_backward_to_tir(
     arranged: Arranged, workload: Workload, machine: Machine, config: Config
 ) -> tuple[Any, Layout]:
-    """The function as a ``PrimFunc`` of two handles, and what they point to."""
+    """The function as a ``PrimFunc`` of one pointer, and what it points to."""
     backward = arranged.backward
     plan = backward.plan
     visibility = analyse_mask(plan.mask)
     shape = shape_of(machine, "float64" if workload.dtype == "f64" else "float32", config)
 
-    def body(emitter: Emitter, room: Value) -> list[int]:
+    def body(emitter: Emitter, tasks: Tasks) -> None:
         sizes = emitter.sizes
         over_keys = Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"])
         over_rows = Sizes(sizes["B"], sizes["H"], sizes["N"], sizes["M"])
-        most = []
         unseen = set(arranged.seen)
         for step in backward.steps:
             if isinstance(step, TokenMap):
                 flags = emitter.input(flag_of(step.side)) if step.result.name in arranged.guarded else None
-                most.append(map_tokens(step, plan.program, emitter, room, flags))
+                map_tokens(step, plan.program, emitter, tasks, flags)
                 continue
             side = SIDE[step.over] if isinstance(step, Walk) else None
             flags = emitter.input(flag_of(side)) if side in unseen else None
@@ -167,9 +166,8 @@ def lower_backward_to_tir(
             if isinstance(step, Scatter):
                 apart = any(at in (build.index("row"), build.index("i")) for at in step.indices)
                 target = emitter.input(step.result).memory
-                most.append(scatter(shape, slots, over_keys, target, room, apart=apart))
+                scatter(shape, slots, over_keys, target, tasks, apart=apart)
             else:
-                most.append(stream(shape, slots, over_keys if side == "query" else over_rows, room, few=False))
-        return most
+                stream(shape, slots, over_keys if side == "query" else over_rows, tasks, few=False)
 
     return write_function(arranged.layout(), arranged.dtypes(workload), plan.program, shape, machine, body)

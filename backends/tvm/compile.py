@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import shutil
 import tempfile
 import weakref
@@ -14,10 +15,9 @@ from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
 from attnc.backends.protocol import Config, Target, Workload
 from attnc.backends.tvm.arguments import ENTRY
-from attnc.backends.tvm.backward_kernel import CpuBackwardKernel
-from attnc.backends.tvm.kernel import CpuKernel, Map
+from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
+from attnc.backends.tvm.launch import Function, callback, load_function
 from attnc.backends.tvm.link import Code, link
-from attnc.backends.tvm.runtime import libraries, load_function
 from attnc.ir.nodes import Literal, Node, Size
 from attnc.plan import Plan
 
@@ -30,37 +30,33 @@ def compile_plan(
     visibility: Visibility | None = None,
 ) -> CpuKernel:
     """The kernel of a plan for the processor of ``target``."""
-    libraries()
     from attnc.backends.tvm.lower import lower_plan_to_tir, map_dtype
     from attnc.backends.tvm.machine import machine_of
 
     machine = machine_of(target)
     function, layout = lower_plan_to_tir(plan, visibility or analyse_mask(plan.mask), workload, machine, config)
-    built = lower_tir_to_llvm(function, machine.options)
     maps = tuple(Map(tuple(_dim(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
-    return CpuKernel(_Built(function, built), layout, maps, target.arch)
+    return CpuKernel(_Built(function, machine.options), layout, maps, target.arch)
 
 
 def compile_backward(
     backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
 ) -> CpuBackwardKernel:
     """The kernel of a derived backward for the processor of ``target``."""
-    libraries()
     from attnc.backends.tvm.backward import arrange, lower_backward_to_tir
     from attnc.backends.tvm.machine import machine_of
 
     machine = machine_of(target)
     arranged = arrange(backward, workload)
     function, layout = lower_backward_to_tir(arranged, workload, machine, config)
-    built = lower_tir_to_llvm(function, machine.options)
     maps = tuple(Map(tuple(_dim(dim) for dim in source.dims), dtype) for source, dtype in arranged.own)
     targets = {step.result.name for step in backward.steps if isinstance(step, Scatter)}
     scattered = tuple(number for number, result in enumerate(backward.results) if result.name in targets)
-    return CpuBackwardKernel(_Built(function, built), layout, maps, target.arch, scattered)
+    return CpuBackwardKernel(_Built(function, machine.options), layout, maps, target.arch, scattered)
 
 
-def lower_tir_to_llvm(function: Any, options: dict[str, Any]) -> Any:
-    """TVM's module of LLVM code for a function.
+def lower_tir_to_llvm(function: Any, options: dict[str, Any], *, packed: bool = False) -> Any:
+    """TVM's module of LLVM code for a C function, or for one that TVM can call (``packed``).
 
     The kernels need few of TVM's passes: their buffers are flat, their vectors explicit, their divisions lowered.
     """
@@ -69,13 +65,10 @@ def lower_tir_to_llvm(function: Any, options: dict[str, Any]) -> Any:
 
     llvm = tvm.target.Target(options)
     module = tvm.IRModule({ENTRY: function})
-    for step in (
-        tirx.transform.BindTarget(llvm.with_host(llvm)),
-        tirx.transform.AnnotateEntryFunc(),
-        tirx.transform.SplitHostDevice(),
-        tirx.transform.MakePackedAPI(),
-        tirx.transform.LowerTVMBuiltin(),
-    ):
+    steps = [tirx.transform.BindTarget(llvm.with_host(llvm)), tirx.transform.LowerTVMBuiltin()]
+    if packed:
+        steps[1:1] = [tirx.transform.AnnotateEntryFunc(), tirx.transform.MakePackedAPI()]
+    for step in steps:
         module = step(module)
     return tvm.get_global_func("target.build.llvm")(module, llvm)
 
@@ -83,16 +76,18 @@ def lower_tir_to_llvm(function: Any, options: dict[str, Any]) -> Any:
 class _Built(Code):
     """Code that TVM holds in memory."""
 
-    def __init__(self, function: Any, module: Any) -> None:
-        self._function, self._module = function, module
+    def __init__(self, function: Any, options: dict[str, Any]) -> None:
+        self._function, self._options = function, options
+        self._module = lower_tir_to_llvm(function, options)
         self._library: Path | None = None
 
-    def function(self) -> Any:
+    def function(self) -> Function:
         """Linked and loaded where there is a linker, else compiled by LLVM in memory."""
         try:
             return load_function(self.library(), ENTRY)
         except OSError:
-            return self._module[ENTRY]
+            call = lower_tir_to_llvm(self._function, self._options, packed=True)[ENTRY]
+            return callback(lambda words: call(ctypes.c_void_p(words)))
 
     def library(self) -> Path:
         if self._library is None:

@@ -104,7 +104,6 @@ class Emitter:
         layout: Layout,
         tensors: Mapping[str, Tensor],
         integers: Memory,
-        reals: Memory,
         parameters: Sequence[str],
         type: str,
         lanes: int,
@@ -115,7 +114,10 @@ class Emitter:
         self.sizes = {
             name: integers.load(layout.at_size(name)).to("int32").keep() for name in (*SIZES, *layout.extents)
         }
-        self.parameters = {name: reals.load(at).keep() for at, name in enumerate(parameters)}
+        self.parameters = {
+            name: integers.load(layout.at_parameter(number)).bits("float64").keep()
+            for number, name in enumerate(parameters)
+        }
 
     def input(self, source: Input) -> Tensor:
         """The argument for an input of the spec."""

@@ -1,18 +1,17 @@
-"""A built or loaded kernel: packs the arguments of a call, and is saved as a shared library."""
+"""Built or loaded kernels: they pack the arguments of a call, and are saved as shared libraries."""
 
 from __future__ import annotations
 
-import ctypes
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attnc.backends.tvm.arguments import Layout
+from attnc.backends.tvm.launch import launch
 from attnc.backends.tvm.link import Code
 from attnc.backends.tvm.machine import flags
-from attnc.backends.tvm.runtime import set_threads
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,23 +33,23 @@ class Compiled:
 
     def __init__(self, code: Code, layout: Layout, maps: tuple[Map, ...], arch: str) -> None:
         self._code, self._layout, self._maps, self._arch = code, layout, maps, arch
-        self._function: Callable[[Any, Any], Any] | None = code.function() if not arch else None
+        self._function = code.function() if not arch else None
 
     def _call(
-        self, sizes: dict[str, int], extents: Sequence[int], tensors: Sequence[Tensor], numbers: Sequence[float]
+        self, q: Tensor, k: Tensor, extents: Sequence[int], tensors: Sequence[Tensor], numbers: Sequence[float]
     ) -> None:
         """Call the code on the tensors of a call, in the order of the layout without its own ones."""
         import torch
 
         if self._function is None:
             raise OSError(f"this kernel is for the processor {self._arch}")
+        sizes = {"B": q.shape[0], "H": q.shape[1], "G": k.shape[1], "M": q.shape[2], "N": k.shape[2]}
         own = [
             torch.empty([sizes[d] if isinstance(d, str) else d for d in m.dims], dtype=getattr(torch, TORCH[m.dtype]))
             for m in self._maps
         ]
-        integers, reals = self._layout.pack(list(sizes.values()), extents, [*tensors, *own], numbers)
-        set_threads(torch.get_num_threads())
-        self._function(ctypes.c_void_p(ctypes.addressof(integers)), ctypes.c_void_p(ctypes.addressof(reals)))
+        words = self._layout.pack(list(sizes.values()), extents, [*tensors, *own], numbers)
+        launch(self._function, words, self._layout.phases, self._layout.room)
 
     @property
     def texts(self) -> Mapping[str, str]:
@@ -91,22 +90,60 @@ class CpuKernel(Compiled):
         """See :meth:`attnc.backends.protocol.Kernel.run`."""
         import torch
 
-        sizes = sizes_of(q, k)
         written = [out, *([] if lse is None else [lse]), *saved]
         if any(tensor.numel() == 0 for tensor in written):
             return
         target = out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(out.shape, dtype=out.dtype)
-        tensors = [*map(adjacent, (q, k, v)), target, *written[1:], *map(adjacent, inputs)]
-        self._call(sizes, extents, tensors, parameters)
+        tensors = [*map(_adjacent, (q, k, v)), target, *written[1:], *map(_adjacent, inputs)]
+        self._call(q, k, extents, tensors, parameters)
         if target is not out:
             out.copy_(target)
 
 
-def sizes_of(q: Tensor, k: Tensor) -> dict[str, int]:
-    """``B H G M N`` of a call."""
-    return {"B": q.shape[0], "H": q.shape[1], "G": k.shape[1], "M": q.shape[2], "N": k.shape[2]}
+class CpuBackwardKernel(Compiled):
+    """Compiled code for one derived backward on a CPU (:class:`attnc.backends.protocol.BackwardKernel`).
+
+    ``scattered`` are the numbers of the results that scatters add to.
+    """
+
+    def __init__(
+        self, code: Code, layout: Layout, maps: tuple[Map, ...], arch: str, scattered: tuple[int, ...]
+    ) -> None:
+        super().__init__(code, layout, maps, arch)
+        self._scattered = scattered
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        reads: Sequence[Tensor],
+        results: Sequence[Tensor],
+    ) -> None:
+        """See :meth:`attnc.backends.protocol.BackwardKernel.run`."""
+        import torch
+
+        if 0 in (*q.shape[:3], *k.shape[1:3]):
+            for result in results:
+                result.zero_()
+            return
+        wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+        targets = [x if x.dtype == wide and x.is_contiguous() else torch.empty(x.shape, dtype=wide) for x in results]
+        for number in self._scattered:
+            targets[number].zero_()
+        self._call(q, k, extents, [*map(_adjacent, (q, k, v, *inputs, *reads)), *targets], parameters)
+        for result, target in zip(results, targets, strict=True):
+            if target is not result:
+                result.copy_(target)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """As :meth:`Compiled.save`."""
+        return {**super().save(folder), "scattered": list(self._scattered)}
 
 
-def adjacent(x: Tensor) -> Tensor:
+def _adjacent(x: Tensor) -> Tensor:
     """``x``, or a copy where elements of its last dimension do not lie side by side."""
     return x if x.dim() == 0 or x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()

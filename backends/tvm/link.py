@@ -5,20 +5,19 @@ from __future__ import annotations
 import shutil
 import subprocess
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from attnc.backends.tvm.arguments import ENTRY
-from attnc.backends.tvm.runtime import load_function
+from attnc.backends.tvm.launch import Function, load_function
 
 
 class Code(ABC):
     """Machine code of one kernel."""
 
     @abstractmethod
-    def function(self) -> Callable[[Any, Any], Any]:
-        """The compiled function of the two argument arrays."""
+    def function(self) -> Function:
+        """The compiled function."""
 
     @abstractmethod
     def library(self) -> Path:
@@ -39,7 +38,7 @@ class Saved(Code):
     def __init__(self, folder: Path, library: str, texts: list[str]) -> None:
         self._folder, self._library, self._texts = folder, library, texts
 
-    def function(self) -> Callable[[Any, Any], Any]:
+    def function(self) -> Function:
         return load_function(self.library(), ENTRY)
 
     def library(self) -> Path:

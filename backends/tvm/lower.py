@@ -19,9 +19,10 @@ from attnc.backends.tvm.space import default_of
 from attnc.backends.tvm.tokens import map_tokens
 from attnc.ir.program import Program
 from attnc.plan import Plan
-from attnc.templates.tvm.lanes import Memory, Value, features
+from attnc.templates.tvm.lanes import Memory, features
 from attnc.templates.tvm.products import Shape
 from attnc.templates.tvm.stream import stream
+from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.walk import Sizes
 
 
@@ -34,7 +35,7 @@ def layout_of(plan: Plan, workload: Workload) -> Layout:
     sums = {accumulator.name for step in plan.passes for accumulator in step.accumulators}
     saved = [(f"saved {name}", 4 if name in sums else 3) for name in workload.saved]
     tensors = [("q", 4), ("k", 4), ("v", 4), ("out", 4), *lse, *saved, *inputs, *maps]
-    return Layout(program.extents, tuple(tensors), len(program.parameters))
+    return Layout(program.extents, len(program.parameters), tuple(tensors))
 
 
 def dtypes_of(plan: Plan, workload: Workload) -> list[str]:
@@ -61,15 +62,16 @@ def shape_of(machine: Machine, real: str, config: Config) -> Shape:
 def lower_plan_to_tir(
     plan: Plan, visibility: Visibility, workload: Workload, machine: Machine, config: Config
 ) -> tuple[Any, Layout]:
-    """The kernel as a ``PrimFunc`` of two handles, and what they point to."""
+    """The kernel as a ``PrimFunc`` of one pointer, and what it points to."""
     real = "float64" if workload.dtype == "f64" else "float32"
     shape = shape_of(machine, real, config)
 
-    def body(emitter: Emitter, room: Value) -> list[int]:
+    def body(emitter: Emitter, tasks: Tasks) -> None:
         slots = PlanSlots(plan, visibility, emitter, workload.dtype, workload.lse, workload.saved)
-        most = [map_tokens(token, plan.program, emitter, room) for token in plan.tokens]
+        for token in plan.tokens:
+            map_tokens(token, plan.program, emitter, tasks)
         sizes = emitter.sizes
-        return [*most, stream(shape, slots, Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"]), room)]
+        stream(shape, slots, Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"]), tasks)
 
     return write_function(layout_of(plan, workload), dtypes_of(plan, workload), plan.program, shape, machine, body)
 
@@ -80,27 +82,20 @@ def write_function(
     program: Program,
     shape: Shape,
     machine: Machine,
-    body: Callable[[Emitter, Value], list[int]],
+    body: Callable[[Emitter, Tasks], None],
 ) -> tuple[Any, Layout]:
-    """A ``PrimFunc`` of two handles, and what they point to.
-
-    ``body`` writes what it does, given the bytes of scratch memory that each thread has, and returns how many of them
-    its parts take.
-    """
+    """A ``PrimFunc`` of one pointer, and what it points to; ``body`` writes its parallel loops."""
     features.set(machine.features)
     with IRBuilder() as builder:
         with T.prim_func(s_tir=True):
             T.func_name(ENTRY)
-            integers = T.arg("integers", T.handle())
-            reals = T.arg("reals", T.handle())
-            with T.attr("default", "device_id", 0), T.attr("default", "device_type", 1):
-                numbers = Memory(T.decl_buffer((1 << 62,), "int64", data=integers), "int64")
-                parameters = Memory(T.decl_buffer((1 << 62,), "float64", data=reals), "float64")
-                tensors = _tensors(layout, dtypes, numbers)
-                names = [parameter.name for parameter in program.parameters]
-                emitter = Emitter(layout, tensors, numbers, parameters, names, shape.type, shape.lanes)
-                most = body(emitter, numbers.load(0).keep())
-        return builder.get().with_attr("global_symbol", ENTRY), replace(layout, scratch=max(64, *most))
+            integers = Memory(T.decl_buffer((1 << 62,), "int64", data=T.arg("call", T.handle())), "int64")
+            names = [parameter.name for parameter in program.parameters]
+            tensors = _tensors(layout, dtypes, integers)
+            tasks = Tasks(integers)
+            body(Emitter(layout, tensors, integers, names, shape.type, shape.lanes), tasks)
+        function = builder.get().with_attr("global_symbol", ENTRY)
+        return function, replace(layout, phases=tasks.phases, room=tasks.room)
 
 
 def _tensors(layout: Layout, dtypes: Sequence[str], integers: Memory) -> dict[str, Tensor]:

@@ -11,24 +11,21 @@ from attnc.ir.nodes import Node
 from attnc.ir.program import Program
 from attnc.plan import TokenMap
 from attnc.templates.tvm.lanes import Value
-from attnc.templates.tvm.products import dealt, pieces
+from attnc.templates.tvm.products import pieces
+from attnc.templates.tvm.tasks import Tasks
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))
 
 
-def map_tokens(
-    token: TokenMap, program: Program, emitter: Emitter, scratch_bytes: Value, seen: Tensor | None = None
-) -> int:
+def map_tokens(token: TokenMap, program: Program, emitter: Emitter, tasks: Tasks, seen: Tensor | None = None) -> None:
     """A parallel loop over all tokens of one side that writes ``token.result``.
 
     Where the tensor ``seen`` holds 0, the result is 0.
-
-    Returns how many bytes of scratch memory it takes.
     """
     sizes = emitter.sizes
     heads = sizes[token.per]
     count = sizes["M" if token.side == "query" else "N"]
-    with dealt(sizes["B"] * heads * count, scratch_bytes) as (number, scratch):
+    with tasks.dealt(sizes["B"] * heads * count) as (number, scratch):
         at = (number % count).keep()
         row = (number // count).keep()
         head = (row % heads).keep()
@@ -53,7 +50,6 @@ def map_tokens(
                     _write(token.expression, width, scope, tensor, place)
                 with T.Else():
                     _write(build.literal(0.0), width, scope, tensor, place)
-    return scratch.most
 
 
 def _write(expression: Node, width: int | None, scope: Scope, tensor: Tensor, place: Value) -> None:

@@ -7,14 +7,13 @@ is packed or transposed, and the reductions over the keys run down the registers
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias
 
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.lanes import Memory, Registers, Scratch, Value, constant, flush_subnormals, fma, minimum
+from attnc.templates.tvm.lanes import Memory, Registers, Value, constant, fma, minimum
 
 Source: TypeAlias = Callable[[Value], tuple[Memory, Value]]
 """From the number of a key within its tile to the memory and offset of its vector's first element."""
@@ -49,19 +48,6 @@ class Shape:
 def index(loop_variable: object) -> Value:
     """The variable of a loop as a value."""
     return Value(loop_variable, "int32")
-
-
-@contextmanager
-def dealt(count: Value, scratch_bytes: Value) -> Iterator[tuple[Value, Scratch]]:
-    """A loop over ``count`` tasks, dealt to the cores in turn; each core has ``scratch_bytes`` of its own."""
-    with T.attr(0, "pragma_parallel_launch_point", 1):
-        workspace = T.Bind(T.TVMBackendAllocWorkspace(1, 0, scratch_bytes.expr, 2, 32))
-        scratch = Scratch(workspace)
-        restore = flush_subnormals()
-        with T.attr(0, "pragma_parallel_stride_pattern", 1), T.parallel(count.expr) as number:
-            yield index(number), scratch
-        restore()
-        T.evaluate(T.TVMBackendFreeWorkspace(1, 0, workspace))
 
 
 def products(shape: Shape, out: Memory, queries: Memory, source: Source, width: int, count: Value, at: Rows) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Protocol, cast
 from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, minimum, ramp, select
-from attnc.templates.tvm.products import Rows, Shape, dealt, index
+from attnc.templates.tvm.products import Rows, Shape, index
 from attnc.templates.tvm.stream import Tile
+from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.walk import Sizes, Slots, Walk
 
 
@@ -28,7 +29,7 @@ class PlacedPair(Protocol):
         ...
 
 
-def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, scratch_bytes: Value, *, apart: bool) -> int:
+def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, tasks: Tasks, *, apart: bool) -> None:
     """The whole kernel: ``target[place] += number`` for all pairs. ``target`` starts at 0.
 
     Args:
@@ -36,14 +37,11 @@ def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, scratch_by
         slots: of one walk with one total, the number.
         sizes: of the call.
         target: what is added to.
-        scratch_bytes: that each thread has.
+        tasks: the loops of the kernel.
         apart: different rows add to different elements, so that rows can be dealt to threads, else heads are.
-
-    Returns how many bytes of scratch memory it takes.
     """
     tiles = ((sizes.M + (shape.rows - 1)) // shape.rows).keep()
-    tasks = sizes.B * sizes.H * (tiles if apart else 1)
-    with dealt(tasks, scratch_bytes) as (task, scratch):
+    with tasks.dealt(sizes.B * sizes.H * (tiles if apart else 1)) as (task, scratch):
         head = (task // tiles).keep() if apart else task
         slot = slots.task((head // sizes.H).keep(), (head % sizes.H).keep(), scratch)
 
@@ -57,7 +55,6 @@ def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, scratch_by
         else:
             with T.serial(tiles.expr) as number:
                 tile(index(number), scratch)
-    return scratch.most
 
 
 class _Scattering(Tile):

@@ -26,22 +26,21 @@ from attnc.templates.tvm.lanes import (
     select,
 )
 from attnc.templates.tvm.pairs import pair_accumulate, pair_products
-from attnc.templates.tvm.products import Rows, Shape, Source, accumulate, dealt, index, products, transpose, widen
+from attnc.templates.tvm.products import Rows, Shape, Source, accumulate, index, products, transpose, widen
+from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.walk import RowSlots, Sizes, Slots, TaskSlots, Walk
 
 LOWEST = {"float32": -3.4028234663852886e38, "float64": -1.7976931348623157e308}
 """Where a running maximum starts: finite, so that no difference of two is NaN."""
 
 
-def stream(shape: Shape, slots: Slots, sizes: Sizes, scratch_bytes: Value, *, few: bool = True) -> int:
+def stream(shape: Shape, slots: Slots, sizes: Sizes, tasks: Tasks, *, few: bool = True) -> None:
     """The whole kernel: a parallel loop over tiles of rows, later rows first, since they often see more keys.
 
     ``few`` says whether there is code of its own for tiles of few rows, as in decoding.
-
-    Returns how many bytes of scratch memory it takes.
     """
     tiles = ((sizes.M + (shape.rows - 1)) // shape.rows).keep()
-    with dealt(sizes.B * sizes.H * tiles, scratch_bytes) as (task, scratch):
+    with tasks.dealt(sizes.B * sizes.H * tiles) as (task, scratch):
         head = (task // tiles).keep()
         row = ((tiles - 1 - task % tiles) * shape.rows).keep()
         count = minimum(sizes.M - row, shape.rows).keep()
@@ -59,7 +58,6 @@ def stream(shape: Shape, slots: Slots, sizes: Sizes, scratch_bytes: Value, *, fe
                     tile(shape.vectors, few=False)
         else:
             tile(shape.vectors, few=False)
-    return scratch.most
 
 
 class Tile:
