@@ -39,9 +39,6 @@ class TvmBackend:
 
     def space(self, subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
         """How tiles can be cut."""
-        from attnc.backends.tvm.runtime import libraries
-
-        libraries()
         from attnc.backends.tvm.space import space_of
 
         return space_of(workload, target)
