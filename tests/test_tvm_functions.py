@@ -52,7 +52,6 @@ def compiled(name: str, type: str) -> Callable[[Array], Array]:
         with T.prim_func(s_tir=True):
             T.func_name("attention")
             integers = T.arg("integers", T.handle())
-            T.arg("reals", T.handle())
             numbers = Memory(T.decl_buffer((8,), "int64", data=integers), "int64")
             source, target = pointer(numbers.load(1), type, "x"), pointer(numbers.load(2), type, "y")
             with T.serial(numbers.load(0).to("int32").expr) as at:
@@ -60,13 +59,13 @@ def compiled(name: str, type: str) -> Callable[[Array], Array]:
                 made = power(x, constant(2.5, type)) if name == "power" else UNARY[name](x)
                 target.store(index(at) * 16, made.spread(16))
         function = builder.get().with_attr("global_symbol", "attention")
-    call = lower_tir_to_llvm(function, machine_of(Target("cpu")).options)["attention"]
+    call = lower_tir_to_llvm(function, machine_of(Target("cpu")).options, packed=True)["attention"]
 
     def run(x: Array) -> Array:
         x = np.ascontiguousarray(np.resize(x, -(-len(x) // 16) * 16))
         y = np.full_like(x, 7)
         packed = (ctypes.c_int64 * 3)(len(x) // 16, x.ctypes.data, y.ctypes.data)
-        call(ctypes.c_void_p(ctypes.addressof(packed)), ctypes.c_void_p(0))
+        call(ctypes.c_void_p(ctypes.addressof(packed)))
         return y
 
     return run
