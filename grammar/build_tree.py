@@ -88,7 +88,7 @@ class TreeBuilder:
             span,
         )
 
-    def _route_item(self, parsed: Parsed) -> t.Rank | t.SelectDecl | t.Always:
+    def _route_item(self, parsed: Parsed) -> t.RouteItem:
         span, children = self._span(parsed), parsed.children
         match parsed.data:
             case "rank":
@@ -96,9 +96,10 @@ class TreeBuilder:
                 return t.Rank(self.expr(children[1]), over, span)
             case "select":
                 return t.SelectDecl(self._call(children[1]), span)
-            case _:
-                blocks = [(self._name(b.children[0]), self._optional(b.children[1])) for b in _trees(parsed)]
-                return t.Always(tuple(blocks), span)
+            case "candidates":
+                return t.Candidates(self.expr(children[1]), span)
+            case word:
+                return t.Always(str(word), tuple(map(self.expr, _trees(parsed))), span)
 
     def expr(self, parsed: Child) -> t.Expr:
         """One expression."""

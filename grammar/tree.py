@@ -195,19 +195,33 @@ class SelectDecl:
 
 
 @dataclass(frozen=True, slots=True)
-class Always:
-    blocks: tuple[tuple[Name, Expr | None], ...]
+class Candidates:
+    """``candidates EXPR``: the blocks that are ranked."""
+
+    value: Expr
     span: Span = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
+class Always:
+    """``always`` (counted by ``select``) or ``also`` (not counted): ``self``, ``first(n)``, ``last(n)``, conditions."""
+
+    word: str
+    blocks: tuple[Expr, ...]
+    span: Span = field(compare=False, repr=False)
+
+
+RouteItem: TypeAlias = Rank | Candidates | SelectDecl | Always
+
+
+@dataclass(frozen=True, slots=True)
 class RouteDecl:
-    """``route keys(...) per query|queries(...)|head { rank, select, always }``."""
+    """``route keys(...) per query|queries(...)|head { rank, candidates, select, always, also }``."""
 
     keys: tuple[Argument, ...]
     per: str
     queries: tuple[Argument, ...]
-    items: tuple[Rank | SelectDecl | Always, ...]
+    items: tuple[RouteItem, ...]
     head: Span = field(compare=False, repr=False)
     span: Span = field(compare=False, repr=False)
 

@@ -27,8 +27,8 @@ from attnc.ir.nodes import (
     Token,
 )
 from attnc.ir.traverse import postorder
+from attnc.operations import OPERATIONS, rope
 from attnc.plan import Plan, TokenMap
-from attnc.reference.operations import OPERATIONS, rope
 
 LOWEST = -1e30
 """Where a running maximum starts: finite, so that no difference of two of them is NaN."""

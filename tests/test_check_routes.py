@@ -22,14 +22,50 @@ def test_a_route_is_carried_into_the_program() -> None:
         "    rank dot(q, mean(k)) over group select top(3) always self, last(2) }"
     ).body.routes
     assert isinstance(route.keys_block, Literal)
-    assert (route.keys_block.value, route.queries, route.over) == (512, "query", "group")
+    assert (route.keys_block.value, route.queries) == (512, "query")
     assert route.rank is not None
-    assert expression(route.rank) == "dot(q, mean_j(k))"
+    assert expression(route.rank) == "sum_g(dot(q, mean_j(k)))"
     assert route.rank.axes == frozenset("bhiJ")
     assert route.select is not None
     assert (route.select.how, [name for name, _ in route.always]) == ("top", ["self", "last"])
     assert route.span is not None
     assert route.span.text.startswith("route keys")
+
+
+def test_blocks_are_taken_by_name_or_condition() -> None:
+    (route,) = program(
+        "input far: bool[B] mask causal route keys(block=4) per query { rank max(dot(q, k)) candidates J < I"
+        "    select top(0.5, scope=head) always first(2), J == I - 3 also self, far[b] and N < 64 }"
+    ).body.routes
+    assert route.candidates is not None
+    assert expression(route.candidates) == "J < i // 4"
+    assert [name for name, _ in route.always] == ["first", "where"]
+    assert [name for name, _ in route.also] == ["self", "where"]
+    assert route.select is not None
+    assert dict(route.select.options) == {"scope": "head"}
+
+
+def test_windows_in_a_rank_are_reduced_to_blocks() -> None:
+    (route,) = program(
+        "route keys(block=8) per query {"
+        "    rank max(groupsum(softmax(dot(q, pool(k, window=4, stride=2))))) select top(2) }"
+    ).body.routes
+    assert route.rank is not None
+    assert {node.over for node in postorder(route.rank) if isinstance(node, Reduce)} == {"w"}
+    assert route.rank.axes == frozenset("bhiJ")
+    assert expression(route.rank).startswith("max_w(sum_g(")
+
+
+def test_a_branch_may_attend_to_windows() -> None:
+    made = program(
+        "branch near { mask causal } branch far { key pool(k, window=4, stride=2) value pool(v, window=4, stride=2) }"
+        "output near + far"
+    )
+    near, far = (body for _, body in made.branches)
+    assert near.windows is None
+    assert far.windows is not None
+    assert [expression(size) for size in far.windows] == ["4", "2"]
+    assert expression(far.score) == "dot(q, window_j(k, 4, 2)) * rsqrt(real(D))"
 
 
 def test_softmax_in_a_rank_is_over_the_candidates() -> None:
@@ -86,6 +122,11 @@ def test_solve_sees_the_keys_of_both_tokens() -> None:
         "route keys(block=64) per query { rank dot(q, mean(k)) select top(16) }",
         "input w: real[B, M, 4] "
         "route keys(block=1) per query { rank sum(n, w[b, row, n]) * dot(q, k) select above(0.5) }",
+        "route keys(block=8) per query { rank sum(groupsum(dot(q, pool(k, window=4, stride=2)))) candidates J < I "
+        "select mass(0.5, least=2, scope=heads) always first(1), J == I also N < 64 }",
+        "key pool(k, window=4) value pool(v, window=4) mask 4 * j + 3 <= i",
+        "input x: bool[B, G, (N + 15) // 16, (N + 7) // 8] "
+        "route keys(block=8) per queries(block=16) { select given(x) }",
         "input x: int[B, H, M, 4] "
         "route keys(block=8) per query { select given(x) } keep queries top(N // 2) by norm2(q)",
         "branch c { mask window(3) } branch d { mask causal } output c - 0.5 * d",

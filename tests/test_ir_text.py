@@ -103,8 +103,17 @@ def test_all_that_a_program_may_have_comes_back() -> None:
     select = Select("mass", (literal(0.5),), (("least", literal(1)), ("crossing", "include")))
     always: tuple[tuple[str, Node | None], ...] = (("self", None), ("first", literal(1)))
     routes = (
-        Route(literal(64), "queries", literal(16), make.dot(Q, K), select, always, "group"),
-        Route(literal(1), "head", None, None, None, (), None),
+        Route(
+            literal(64),
+            "queries",
+            literal(16),
+            make.dot(Q, K),
+            select,
+            always,
+            (("where", literal(True)),),
+            literal(False),
+        ),
+        Route(literal(1), "head", None, None, None, ()),
     )
     plain = program(score=both("mul", make.dot(Q, K), make.parameter("temperature")))
     far = replace(plain.body, routes=routes)

@@ -14,7 +14,7 @@ from torch import Tensor
 from attnc.errors import UnsupportedError
 from attnc.ir.build import apply, cumsum, index, literal, matvec, param, read, reduce_width, size, slice_, solve, token
 from attnc.ir.nodes import Input, Kind, Node
-from attnc.ir.program import Parameter, Program, Route
+from attnc.ir.program import Parameter, Program
 from attnc.ir.specialize import specialize
 from attnc.reference import evaluate
 
@@ -345,17 +345,6 @@ def test_parameters() -> None:
     needy = Program("test", (), (Parameter("temperature", Kind.REAL, None),), (), spec.group, spec.body)
     with pytest.raises(ValueError, match="`temperature` is missing"):
         evaluate(needy, q, k, v)
-
-
-def test_what_it_cannot_run_it_refuses() -> None:
-    plain = program()
-    route = Route(literal(4), "query", None, SCORE, None, (), None)
-    body = type(plain.body)(plain.body.mask, SCORE, plain.body.weight, V, plain.body.output, (route,))
-    q, k, v, _ = make.tensors(plain, AT)
-    with pytest.raises(UnsupportedError, match="route"):
-        evaluate(Program("test", (), (), (), plain.group, body), q, k, v)
-    with pytest.raises(UnsupportedError, match="branch near"):
-        evaluate(Program("test", (), (), (), plain.group, plain.body, (("near", plain.body),)), q, k, v)
 
 
 def test_deep_programs_run() -> None:

@@ -12,8 +12,8 @@ from attnc.check.values import POISON, Poison, Value
 from attnc.grammar import Span
 from attnc.grammar import tree as t
 from attnc.ir import build
-from attnc.ir.nodes import Axes, Kind, Node
-from attnc.ir.program import Body
+from attnc.ir.nodes import Axes, Kind, Node, Token, Window
+from attnc.ir.program import Body, Route
 from attnc.ir.traverse import postorder
 
 if TYPE_CHECKING:
@@ -131,8 +131,33 @@ def _body(ev: Evaluator, block: Block) -> Body | None:
     if len(nodes) < len(values) or routes is None:
         return None
     mask, score, weight, value, output = nodes
+    if not _windows_fit(ev, block, nodes, routes):
+        return None
     if block.outer is not None and output.width is not build.size("E"):
         hint = "branches are combined element by element over the width of `v`"
         ev.report.add("E404", f"the output of `{block.name.text}` is not as wide as `v`", block.name.span, hint=hint)
         return None
     return Body(mask, score, weight, value, output, routes)
+
+
+def _windows_fit(ev: Evaluator, block: Block, nodes: list[Node], routes: tuple[Route, ...]) -> bool:
+    """Whether keys and values are both tokens, or both the same windows of them."""
+    windows = {node for node in postorder(*nodes) if isinstance(node, Window)}
+    if not windows:
+        return True
+    name = block.name
+    if len({(window.length, window.stride) for window in windows}) > 1:
+        hint = "write the same `window` and `stride` in `key pool(...)` and `value pool(...)`"
+        ev.report.add("E605", f"`{name.text}` pools over windows of different sizes", name.span, hint=hint)
+        return False
+    raw = {node.name for node in postorder(*nodes, stop=windows) if isinstance(node, Token)} & {"k", "v"}
+    for token, keyword in (("k", "key"), ("v", "value")):
+        if token in raw:
+            message = f"`{name.text}` has windows for keys, but uses `{token}` of single tokens"
+            ev.report.add("E605", message, name.span, hint=f"write `{keyword} pool({token}, window=..., stride=...)`")
+            return False
+    if routes:
+        hint = "route over blocks of tokens in another branch"
+        ev.report.add("E605", f"`{name.text}` has windows for keys, and a route", name.span, hint=hint)
+        return False
+    return True

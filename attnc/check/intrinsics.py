@@ -202,5 +202,8 @@ INTRINSICS: Mapping[str, Intrinsic] = MappingProxyType(
         "merge": routing.merge,
         "mean": functools.partial(routing.pool, "mean"),
         "sum": routing.total,
+        "groupsum": functools.partial(routing.heads, "g"),
+        "headsum": functools.partial(routing.heads, "h"),
+        "pool": routing.window,
     }
 )

@@ -13,7 +13,7 @@ from attnc.check.report import did_you_mean
 from attnc.check.values import POISON, Poison, Value, Whole
 from attnc.grammar import tree as t
 from attnc.ir import build
-from attnc.ir.nodes import Bound, Node
+from attnc.ir.nodes import Bound, Kind, Literal, Node
 
 if TYPE_CHECKING:
     from attnc.check.evaluate import Evaluator
@@ -85,14 +85,52 @@ def pool(op: str, ev: Evaluator, call: t.Call, frame: Frame) -> Value:
     if frame.clause != "rank":
         hint = "over the keys of a row, write `rowmean(x)`; over a vector, `sum_d(a) / width(a)`"
         return ev.error("E401", f"`{op}` is over a block, in the `rank` of a route", call.span, frame, hint=hint)
-    if not x.axes & {"i", "j"}:
+    over = next((axis for axis in "jwi" if axis in x.axes), None)
+    if over is None:
         message = f"`{op}` has no tokens to reduce over"
         return ev.error("E603", message, given["x"].span, frame, "depends on no token of a block")
-    return ev.build(build.pool, (op, "j" if "j" in x.axes else "i", x), call.span, frame, [given["x"].span])
+    return ev.build(build.pool, (op, over, x), call.span, frame, [given["x"].span])
+
+
+def heads(over: str, ev: Evaluator, call: t.Call, frame: Frame) -> Value:
+    """``groupsum(x)`` and ``headsum(x)``: over the query heads of a key head, or all heads, in the rank of a route."""
+    given = bind(ev, call, ["x"], 1, frame)
+    if given is None:
+        return POISON
+    x = ev.node(given["x"].value, frame)
+    if frame.clause == "let":
+        return POISON
+    if frame.clause != "rank":
+        hint = "heads attend by themselves; they choose together in the `rank` of a route"
+        return ev.error("E401", f"`{call.function.text}` sums over heads", call.span, frame, hint=hint)
+    return ev.build(build.pool, ("sum", over, x), call.span, frame, [given["x"].span])
+
+
+def window(ev: Evaluator, call: t.Call, frame: Frame) -> Value:
+    """``pool(x, window, stride)``: the means over windows of keys, in ``key``, ``value`` or the rank of a route."""
+    given = bind(ev, call, ["x", "window", "stride"], 2, frame)
+    if given is None:
+        return POISON
+    x = ev.node(given["x"].value, frame)
+    sizes = [ev.node(given[name].value, frame) for name in ("window", "stride") if name in given]
+    if isinstance(x, Poison) or any(isinstance(size, Poison) for size in sizes) or frame.clause == "let":
+        return POISON
+    for size, name in zip(sizes, ("window", "stride"), strict=False):
+        if not isinstance(size, Literal) or size.kind is not Kind.INT or size.value < 1:
+            return ev.error("E605", f"`{name}` is a constant integer, at least 1", given[name].span, frame)
+    if frame.clause not in ("key", "value", "rank"):
+        hint = "write `key pool(k, window=32, stride=16)` and `value pool(v, window=32, stride=16)`"
+        return ev.error("E401", f"`pool` is not known in `{frame.clause}`", call.span, frame, hint=hint)
+    if "j" not in x.axes or x.axes & {"i", "J", "w"}:
+        return ev.error("E605", "`pool` takes something of each key", given["x"].span, frame)
+    axis = "w" if frame.clause == "rank" else "j"
+    return ev.build(build.window, (axis, x, sizes[0], sizes[-1]), call.span, frame, [given["x"].span])
 
 
 def total(ev: Evaluator, call: t.Call, frame: Frame) -> Value:
     """``sum(n, expr)``: over the axis of the inputs that ``n`` indexes in ``expr``."""
+    if len(call.arguments) == 1:
+        return pool("sum", ev, call, frame)
     given = bind(ev, call, ["index", "expr"], 2, frame)
     if given is None:
         return POISON

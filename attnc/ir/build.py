@@ -35,6 +35,7 @@ from attnc.ir.nodes import (
     State,
     Token,
     Total,
+    Window,
 )
 from attnc.ir.ops import OPS, Rule
 
@@ -234,13 +235,25 @@ def reduce_width(op: str, x: Node) -> Node:
 
 
 def reduce_candidates(op: str, x: Node) -> Node:
-    """``rowsum`` or ``rowmax`` in the rank of a route: over the candidate blocks."""
-    return Reduce(Kind.REAL, x.axes - {"J", "j"}, x.width, op, "J", to_real(x))  # type: ignore[arg-type]
+    """``rowsum`` or ``rowmax`` in the rank of a route: over the candidate blocks, or the visible windows."""
+    over = "w" if "w" in x.axes else "J"
+    return Reduce(Kind.REAL, x.axes - {"J", "j", "w"}, x.width, op, over, to_real(x))  # type: ignore[arg-type]
+
+
+POOLED: dict[str, Axes] = {"i": frozenset("I"), "j": frozenset("J"), "w": frozenset("J"), "h": NO_AXES}
+"""What each axis that a :class:`Pool` reduces over becomes."""
 
 
 def pool(op: str, over: str, x: Node) -> Node:
-    """The mean, maximum or minimum over the tokens of a block of keys (``over="j"``) or of queries (``"i"``)."""
-    return Pool(Kind.REAL, (x.axes - {over}) | {over.upper()}, x.width, op, over, to_real(x))  # type: ignore[arg-type]
+    """``x`` reduced over the tokens or windows of a block, or summed over the heads of a group or all."""
+    axes = x.axes if over == "g" else (x.axes - {over}) | POOLED[over]
+    return Pool(Kind.REAL, axes, x.width, op, over, to_real(x))  # type: ignore[arg-type]
+
+
+def window(axis: str, x: Node, length: Node, stride: Node) -> Window:
+    """The mean of a key expression over the keys of each window."""
+    axes = x.axes if axis == "j" else (x.axes - {"j"}) | {"w"}
+    return Window(Kind.REAL, axes, x.width, to_real(x), length, stride, axis)  # type: ignore[arg-type]
 
 
 def bound(level: int, extent: Node) -> Bound:

@@ -28,6 +28,7 @@ from attnc.ir.nodes import (
     Size,
     State,
     Token,
+    Window,
 )
 from attnc.ir.normal import Normalizer, operands
 from attnc.ir.printer import print_program
@@ -166,6 +167,8 @@ class _Form:
                 return _digest(op, over, *children)
             case Pool(op=op, over=over):
                 return _digest("pool", op, over, *children)
+            case Window(axis=axis):
+                return _digest("window", axis, *children)
             case Bound(level=level):
                 return _digest("bound", level, *children)
             case _:

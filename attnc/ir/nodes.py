@@ -28,7 +28,8 @@ class Kind(enum.StrEnum):
 Axes: TypeAlias = frozenset[str]
 """Which of ``b h i j`` a value varies over: batch row, query head (or its key head), query row, key.
 
-In the rank of a route also ``I`` and ``J``, blocks of queries and of keys, and ``n0``, ``n1``, ... of a ``Bound``.
+In the rank of a route also ``I`` and ``J``, blocks of queries and of keys, ``w``, windows of keys, and ``n0``, ``n1``,
+... of a ``Bound``.
 """
 
 NO_AXES: Axes = frozenset()
@@ -176,11 +177,11 @@ class Reduce(Node):
 
     Over ``j``, a vector is reduced element by element: ``o`` is ``Reduce("sum", "j", weight * value)``.
     Over no key, ``sum`` is 0 and ``max`` is minus infinity. In the rank of a route, ``over="J"`` is over the
-    candidate blocks of the row.
+    candidate blocks of the chooser, ``over="w"`` over the windows whose every key is visible to it.
     """
 
     op: OneOf["sum", "max"]
-    over: OneOf["j", "d", "J"]
+    over: OneOf["j", "d", "J", "w"]
     x: Node
 
     @property
@@ -233,18 +234,38 @@ class MatVec(Node):
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Pool(Node):
-    """In the rank of a route: ``x`` reduced over the keys of a block (``over="j"``) or its queries (``"i"``).
+    """In the rank of a route: ``x`` reduced over a set that belongs to what ranks or is ranked.
 
-    The ragged last block is reduced over the tokens it has. Vectors are reduced element by element.
+    ``over="j"`` is the keys of a block, ``"i"`` its queries, ``"w"`` the windows that share keys with the block (a sum
+    counts each by the keys shared over the stride), ``"g"`` the query heads of a key head, ``"h"`` all heads; the last
+    two are sums. The ragged last block is reduced over the tokens it has. Vectors are reduced element by element.
     """
 
-    op: OneOf["mean", "max", "min"]
-    over: OneOf["i", "j"]
+    op: OneOf["mean", "max", "min", "sum"]
+    over: OneOf["i", "j", "w", "g", "h"]
     x: Node
 
     @property
     def children(self) -> tuple[Node, ...]:
         return (self.x,)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Window(Node):
+    """The mean of ``x`` over the keys ``t * stride .. t * stride + length - 1`` of window ``t``; whole windows alone.
+
+    In the rank of a route ``axis="w"``, and windows are beside the keys. In a clause (``axis="j"``) they take the
+    place of the keys: ``j`` counts windows throughout the body. ``length`` and ``stride`` are static ``int`` nodes.
+    """
+
+    x: Node
+    length: Node
+    stride: Node
+    axis: OneOf["j", "w"]
+
+    @property
+    def children(self) -> tuple[Node, ...]:
+        return (self.x, self.length, self.stride)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -31,6 +31,7 @@ from attnc.ir.nodes import (
     State,
     Token,
     Total,
+    Window,
 )
 from attnc.ir.ops import OPS
 from attnc.ir.program import Body, Program, Route
@@ -46,6 +47,8 @@ REDUCTIONS = {
     ("max", "d"): "max_d",
     ("sum", "J"): "sum_J",
     ("max", "J"): "max_J",
+    ("sum", "w"): "sum_W",
+    ("max", "w"): "max_W",
 }
 
 _INLINE_DEPTH = 6
@@ -109,6 +112,8 @@ def _text(node: Node, names: Mapping[Node, str], depth: int) -> tuple[str, int]:
             return call(REDUCTIONS[op, over], x)
         case Pool(op=op, over=over, x=x):
             return call(f"{op}_{over}", x)
+        case Window(axis=axis):
+            return call(f"window_{axis}", *node.children)
         case Bound(level=level, extent=extent):
             return f"bound({level}, {show(extent)})", ATOM
         case Total(x=x, index=index):
@@ -209,14 +214,17 @@ def _route_lines(route: Route, names: Mapping[Node, str]) -> Iterator[str]:
         return expression(node, names, _ALL)
 
     queries = route.queries + (f"(block={show(route.queries_block)})" if route.queries_block else "")
-    yield f"route keys(block={show(route.keys_block)}) per {queries}" + (f" over {route.over}" if route.over else "")
+    yield f"route keys(block={show(route.keys_block)}) per {queries}"
     if route.rank:
         yield f"    rank {show(route.rank)}"
+    if route.candidates:
+        yield f"    candidates {show(route.candidates)}"
     if route.select:
         options = (
             f'{name}="{value}"' if isinstance(value, str) else f"{name}={show(value)}"
             for name, value in route.select.options
         )
         yield f"    select {route.select.how}({', '.join((*map(show, route.select.args), *options))})"
-    if route.always:
-        yield "    always " + ", ".join(name + (f"({show(node)})" if node else "") for name, node in route.always)
+    for word, taken in (("always", route.always), ("also", route.also)):
+        if taken:
+            yield f"    {word} " + ", ".join(name + (f"({show(node)})" if node else "") for name, node in taken)

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from attnc.grammar.source import Span
-from attnc.ir.nodes import Input, Kind, Node, Size
+from attnc.ir.nodes import Input, Kind, Node, Size, Window
+from attnc.ir.traverse import postorder
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,9 +21,10 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Select:
-    """How candidates become chosen: ``top(n)``, ``mass(p, least, crossing)``, ``above(x)``, ``given(input)``.
+    """How candidates become chosen: ``top(n)``, ``mass(p, least, crossing)``, ``above(x)``, ``given(blocks)``.
 
-    The input of ``given`` is a read in which every axis is open.
+    ``top`` of a real is a share of the candidates. The blocks of ``given`` are an ``int`` vector of block numbers or a
+    truth value for each block ``J``. ``top`` and ``mass`` have a ``scope``: ``chooser``, ``head`` or ``heads``.
     """
 
     how: str
@@ -41,6 +43,10 @@ class Route:
 
     ``queries`` says who chooses: each ``query``, ``queries`` in blocks of ``queries_block`` together, or the ``head``.
     ``"keep"`` is the other way round: the head chooses its queries by ``rank``, and the others see nothing.
+
+    A block is visible to a chooser if one of their pairs is. ``candidates`` says which visible blocks are ranked, all
+    if it is ``None``. ``always`` are visible blocks taken before the ranked ones and counted with them, ``also`` those
+    taken besides. Both hold ``("self", None)``, ``("first", n)``, ``("last", n)`` and ``("where", condition)``.
     """
 
     keys_block: Node
@@ -49,17 +55,18 @@ class Route:
     rank: Node | None
     select: Select | None
     always: tuple[tuple[str, Node | None], ...]
-    over: str | None  # "group", "heads" or None
+    also: tuple[tuple[str, Node | None], ...] = ()
+    candidates: Node | None = None
     span: Span | None = field(default=None, compare=False, repr=False)
 
     def roots(self) -> Iterator[Node]:
         """Every expression of the route."""
         yield self.keys_block
-        yield from (node for node in (self.queries_block, self.rank) if node is not None)
+        yield from (node for node in (self.queries_block, self.rank, self.candidates) if node is not None)
         if self.select:
             yield from self.select.args
             yield from (value for _, value in self.select.options if not isinstance(value, str))
-        yield from (node for _, node in self.always if node is not None)
+        yield from (node for _, node in (*self.always, *self.also) if node is not None)
 
     def map(self, fn: Callable[[Node], Node]) -> Route:
         """This route with ``fn`` applied to every expression."""
@@ -69,7 +76,9 @@ class Route:
             queries_block=None if self.queries_block is None else fn(self.queries_block),
             rank=None if self.rank is None else fn(self.rank),
             select=self.select and self.select.map(fn),
+            candidates=None if self.candidates is None else fn(self.candidates),
             always=tuple((name, None if node is None else fn(node)) for name, node in self.always),
+            also=tuple((name, None if node is None else fn(node)) for name, node in self.also),
         )
 
 
@@ -88,6 +97,14 @@ class Body:
     value: Node
     output: Node
     routes: tuple[Route, ...] = ()
+
+    @property
+    def windows(self) -> tuple[Node, Node] | None:
+        """Length and stride of the windows that stand for the keys; ``None`` where the keys are the tokens."""
+        for node in postorder(self.mask, self.score, self.weight, self.value, self.output):
+            if isinstance(node, Window) and node.axis == "j":
+                return node.length, node.stride
+        return None
 
     def roots(self) -> Iterator[tuple[str, Node]]:
         """Every expression of the body, each with the name of its clause."""

@@ -27,9 +27,11 @@ _FORMS: dict[str, Callable[..., Node]] = {
     "cumsum": build.cumsum,
     "solve": build.solve,
     "total": build.total,
+    "window_j": functools.partial(build.window, "j"),
+    "window_w": functools.partial(build.window, "w"),
     **{
         f"{op}_{over}": functools.partial(build.pool, op, over)
-        for op, over in itertools.product(("mean", "max", "min"), "ij")
+        for op, over in itertools.product(("mean", "max", "min", "sum"), "ijwgh")
     },
 }
 
@@ -169,7 +171,7 @@ class _Reader:
                 return _FORMS[name](*args)
             case _ if name in _REDUCTIONS:
                 op, over = _REDUCTIONS[name]
-                make = {"j": build.reduce_keys, "d": build.reduce_width, "J": build.reduce_candidates}[over]
+                make = {"j": build.reduce_keys, "d": build.reduce_width}.get(over, build.reduce_candidates)
                 return make(op, *args)  # type: ignore[arg-type]
             case "bound":
                 level, extent = args
@@ -279,7 +281,7 @@ def read_program(text: str) -> Program:
                 bodies[-1][word] = _whole(rest, names)
             case "route":
                 routes[-1].append(_route(rest, names))
-            case "rank" | "select" | "always":
+            case "rank" | "candidates" | "select" | "always" | "also":
                 routes[-1][-1] = _continue_route(routes[-1][-1], word, rest, names)
             case _ if word.startswith("%"):
                 names.lines[word] = _whole(rest.removeprefix("= "), names)
@@ -343,8 +345,7 @@ def _route(text: str, names: _Names) -> Route:
     reader.take("per")
     queries = reader.take()
     queries_block = reader.block() if reader.peek() == "(" else None
-    over = reader.take() if reader.given("over") else None
-    return Route(keys_block, queries, queries_block, None, None, (), over)
+    return Route(keys_block, queries, queries_block, None, None, ())
 
 
 def _continue_route(route: Route, word: str, text: str, names: _Names) -> Route:
@@ -352,6 +353,8 @@ def _continue_route(route: Route, word: str, text: str, names: _Names) -> Route:
     match word:
         case "rank":
             return replace(route, rank=reader.expression())
+        case "candidates":
+            return replace(route, candidates=reader.expression())
         case "select":
             how = reader.take()
             reader.take("(")
@@ -360,5 +363,5 @@ def _continue_route(route: Route, word: str, text: str, names: _Names) -> Route:
             options = tuple(one for one in given if isinstance(one, tuple))
             return replace(route, select=Select(how, args, options))
         case _:
-            always = reader.several("", lambda: (reader.take(), reader.optional()))
-            return replace(route, always=tuple(always))  # type: ignore[arg-type]
+            taken = tuple(reader.several("", lambda: (reader.take(), reader.optional())))
+            return replace(route, **{word: taken})  # type: ignore[arg-type]

@@ -30,6 +30,7 @@ from attnc.ir.nodes import (
     State,
     Token,
     Total,
+    Window,
 )
 
 
@@ -66,7 +67,7 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
             return build.dot(*children)
         case Reduce(op=op, over="j"):
             return build.reduce_keys(op, *children)
-        case Reduce(op=op, over="J"):
+        case Reduce(op=op, over="J" | "w"):
             return build.reduce_candidates(op, *children)
         case Reduce(op=op):
             return build.reduce_width(op, *children)
@@ -80,6 +81,8 @@ def rebuild(node: Node, children: tuple[Node, ...]) -> Node:
             return build.cumsum(*children)
         case Pool(op=op, over=over):
             return build.pool(op, over, *children)
+        case Window(axis=axis):
+            return build.window(axis, *children)
         case Bound(level=level):
             return build.bound(level, *children)
         case Total():

@@ -27,6 +27,7 @@ from attnc.ir.nodes import (
     State,
     Token,
     Total,
+    Window,
 )
 from attnc.ir.program import Body, Program
 from attnc.ir.traverse import contains, postorder, rebuild
@@ -61,7 +62,7 @@ def _is_over_keys(node: Node) -> bool:
 
 
 def _couples_tokens(node: Node) -> bool:
-    return isinstance(node, Cumsum | Solve | BranchOutput | Pool | Total)
+    return isinstance(node, Cumsum | Solve | BranchOutput | Pool | Window | Total)
 
 
 ILLEGAL: MappingProxyType[Level, tuple[tuple[str, Callable[[Node], bool]], ...]] = MappingProxyType(

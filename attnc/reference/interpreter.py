@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from attnc.analyse.scalar import evaluate
+from attnc.ir import build
 from attnc.ir.nodes import (
     Apply,
     BranchOutput,
@@ -28,14 +30,17 @@ from attnc.ir.nodes import (
     Size,
     Slice,
     Solve,
-    State,
     Token,
+    Window,
 )
 from attnc.ir.printer import expression
-from attnc.ir.program import Program
+from attnc.ir.program import Body, Program
 from attnc.ir.traverse import contains, postorder
-from attnc.reference.operations import OPERATIONS, rope
+from attnc.operations import OPERATIONS, rope
 from attnc.reference.points import Points, Visible, grid, visible
+from attnc.routing.choose import choose, visible_pairs
+from attnc.routing.dense import Call
+from attnc.routing.pools import window_count, window_means
 
 _ROW_AXES, _KEY_AXES = frozenset("bhi"), frozenset("bhj")
 
@@ -51,13 +56,18 @@ class Run:
         params: Mapping[str, float | Tensor],
         extents: Mapping[str, int],
         compute: torch.dtype,
+        branches: Mapping[tuple[str, ...], Tensor] = {},
+        rows: Tensor | None = None,
     ) -> None:
+        """``branches`` are the outputs that the body's output combines, at the ``rows [B, H, M]`` that see a key."""
         q, k, v = tokens
+        self.branches = branches
         self.device, self.dtype, self.inputs = q.device, compute, inputs
         self.tokens = {name: x.to(compute) for name, x in zip("qkv", tokens, strict=True)}
         self.sizes = dict(zip("BHMD", q.shape, strict=True)) | {"G": k.shape[1], "N": k.shape[2], "E": v.shape[3]}
         self.sizes |= extents
-        self.B, self.H, self.M, self.N = (self.sizes[name] for name in "BHMN")
+        self.B, self.H, self.M = (self.sizes[name] for name in "BHM")
+        self.N = self._key_count(program.body)
         self.params = {
             x.name: self._parameter(x.name, x.kind, params.get(x.name, x.default)) for x in program.parameters
         }
@@ -69,12 +79,23 @@ class Run:
         self.groups = self.at(program.group, self.heads).expand(self.H)
         if ((self.groups < 0) | (self.groups >= max(self.sizes["G"], 1))).any():
             raise IndexError(f"`groups` gives {self.groups.tolist()}, but there are {self.sizes['G']} key heads")
+        if rows is not None:
+            self.seen = visible(rows[..., None])
+            return
         self.is_lenient = True
-        self.seen = visible(self._mask(program.body.mask))
+        seen = self._mask(program.body.mask)
         self.is_lenient = False
+        if program.body.routes:
+            seen = seen & self._chosen(program.body)
+        self.seen = visible(seen)
         self.memo.clear()
         if contains(program.body.mask, lambda node: isinstance(node, Read)):
             self.at(program.body.mask, self.seen.pairs)
+
+    @property
+    def shift(self) -> int:
+        """What makes a query row a position on the axis of tokens."""
+        return self.sizes["N"] - self.M
 
     def _parameter(self, name: str, kind: Kind, value: float | Tensor | None) -> Tensor:
         if value is None:
@@ -86,14 +107,32 @@ class Run:
         total = 1
         for _, extent in program.space:
             total *= self.constant(extent)
-        if program.space and total != self.N:
-            raise ValueError(f"the space has {total} positions, but there are {self.N} keys")
+        if program.space and total != self.sizes["N"]:
+            raise ValueError(f"the space has {total} positions, but there are {self.sizes['N']} keys")
 
     def _mask(self, mask: Node) -> Tensor:
         """The mask, dense; evaluated once for all the batch rows and heads it does not depend on."""
         B, H = self.B if "b" in mask.axes else min(self.B, 1), self.H if "h" in mask.axes else min(self.H, 1)
         found = self.at(mask, grid(B, H, self.M, self.N, self.device)).expand(B * H * self.M * self.N)
         return found.view(B, H, self.M, self.N).expand(self.B, self.H, -1, -1)
+
+    def _key_count(self, body: Body) -> int:
+        """How many keys there are: tokens, or windows of them."""
+        if body.windows is None:
+            return self.sizes["N"]
+        length, stride = (evaluate(size, self.sizes) for size in body.windows)
+        return window_count(self.sizes["N"], length, stride)
+
+    def call(self) -> Call:
+        """What routes are chosen on."""
+        return Call(self.tokens, self.inputs, self.params, self.sizes, self.groups)
+
+    def _chosen(self, body: Body) -> Tensor:
+        """The pairs that the routes leave, ``[B, H, M, N]``."""
+        call = self.call()
+        choices = choose(call, body.mask, body.routes)
+        left = visible_pairs(call, build.literal(True), choices, 0, self.M)
+        return left.expand(self.B, self.H, self.M, self.N)
 
     def rows_to_tensor(self, node: Node, elsewhere: float) -> Tensor:
         """The row expression ``node``, dense, ``elsewhere`` in rows without a visible key."""
@@ -126,7 +165,7 @@ class Run:
             (node, points) in self.memo
             or (points.parent is not None and (node, points.parent) in self.memo)
             or (isinstance(node, Reduce) and node.over == "j")
-            or isinstance(node, Cumsum | Solve)
+            or isinstance(node, Cumsum | Solve | Window)
             or (isinstance(node, Apply) and node.op == "where")
             or (isinstance(node, Dot) and self._sides(node, points) is not None)
             or self._home(node, points) is not None
@@ -164,7 +203,7 @@ class Run:
                 return self.tokens["q"][points.b, points.h, points.row]
             case Token(name="$k"):
                 assert points.row is not None
-                return self.tokens["k"][points.b, self.groups[points.h], points.row + (self.N - self.M)]
+                return self.tokens["k"][points.b, self.groups[points.h], points.row + self.shift]
             case Token(name=name):
                 return self.tokens[name][points.b, self.groups[points.h], points.j]
             case Read():
@@ -193,7 +232,11 @@ class Run:
                 return self._cumsum(x, at, points)
             case Solve(pair=pair, x=x):
                 return self._solve(pair, x, points)
-            case BranchOutput() | State():
+            case Window(x=x, length=length, stride=stride):
+                return self._windows(x, self.constant(length), self.constant(stride))[points.b, points.h, points.j]
+            case BranchOutput(names=names):
+                return self.branches[names][points.b, points.h, points.row]
+            case _:
                 pass
         raise AssertionError(f"the reference met {node!r}")
 
@@ -211,7 +254,7 @@ class Run:
         match name:
             case "i":
                 assert points.row is not None
-                return points.row + (self.N - self.M)
+                return points.row + self.shift
             case "g":
                 return self.groups[points.h]
             case _:
@@ -335,6 +378,15 @@ class Run:
         sums = found.view(self.B, self.H, self.N, *found.shape[1:]).cumsum(2)
         sums = torch.cat((sums.new_zeros(self.B, self.H, 1, *found.shape[1:]), sums), 2)
         return sums[points.b, points.h, (self.at(at, points) + 1).clamp(0, self.N)]
+
+    def _windows(self, x: Node, length: int, stride: int) -> Tensor:
+        """The means of a key expression over windows of tokens, ``[B, H, windows, ..]``."""
+        if (x, self.seen) not in self.outer:
+            every = grid(self.B, self.H, None, self.sizes["N"], self.device)
+            found = self.spread(x, every)
+            tokens = found.view(self.B, self.H, self.sizes["N"], *found.shape[1:])
+            self.outer[x, self.seen] = window_means(tokens, 2, length, stride)
+        return self.outer[x, self.seen]
 
     def _solve(self, pair: Node, x: Node, points: Points) -> Tensor:
         if self.M != self.N and contains(pair, _needs_a_row):

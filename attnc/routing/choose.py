@@ -1,0 +1,299 @@
+"""Choosing: a route of a program on given tensors, a stretch of query rows at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from attnc.analyse.scalar import evaluate
+from attnc.ir.nodes import Kind, Node, Window
+from attnc.ir.program import Route
+from attnc.ir.traverse import postorder
+from attnc.routing import select
+from attnc.routing.dense import Call, Choosers, Dense, bounds_of
+from attnc.routing.pools import any_in_blocks, window_count
+
+MOST_NUMBERS = 1 << 25
+"""How many numbers of the widest kind are made at a time; choosers are taken in stretches that keep to it."""
+
+WORD = 32
+"""Blocks to a word of a choice."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Choice:
+    """What a route chose. ``words [B or 1, H or 1, C, ceil(blocks / 32)]`` (int32) holds a bit for each block.
+
+    For ``keep``, ``block`` is 0: the one bit of a row says whether it is kept.
+    """
+
+    words: Tensor
+    block: int
+    choosers: Choosers
+
+    def of_chooser(self, rows: Tensor, shift: int) -> Tensor:
+        """Who chooses for each query row."""
+        if self.choosers.block is None:
+            return rows
+        if self.choosers.block == 0:
+            return torch.zeros_like(rows)
+        return (rows + shift).div(self.choosers.block, rounding_mode="floor") - self.choosers.first
+
+    def pairs(self, lo: int, hi: int, call: Call) -> Tensor:
+        """The pairs left of the rows ``lo .. hi - 1``: ``[B or 1, H or 1, hi - lo, N or 1]``."""
+        rows = torch.arange(lo, hi, device=call.device)
+        chosen = unpack(self.words[:, :, self.of_chooser(rows, call.shift)])
+        if self.block == 0:
+            return chosen[..., :1]
+        return chosen[..., torch.arange(call.sizes["N"], device=call.device) // self.block]
+
+
+def unpack(words: Tensor) -> Tensor:
+    """The bits of words, ``[.., W]`` to ``[.., 32 W]``."""
+    bits = torch.arange(WORD, device=words.device, dtype=torch.int32)
+    return ((words[..., None] >> bits) & 1).bool().flatten(-2)
+
+
+def pack(chosen: Tensor) -> Tensor:
+    """The inverse of :func:`unpack`, filled up with 0."""
+    short = -chosen.shape[-1] % WORD
+    bits = torch.nn.functional.pad(chosen, (0, short)).unflatten(-1, (-1, WORD)).long()
+    values = (bits << torch.arange(WORD, device=chosen.device)).sum(-1)
+    return torch.where(values >= 1 << (WORD - 1), values - (1 << WORD), values).to(torch.int32)
+
+
+@torch.no_grad()
+def choose(call: Call, mask: Node, routes: Sequence[Route]) -> list[Choice]:
+    """The choices of the routes of one body, in order: each is among what those before it leave."""
+    made: list[Choice] = []
+    for route in routes:
+        made.append(_keep(call, route) if route.queries == "keep" else _choose(call, mask, made, route))
+    return made
+
+
+def visible_pairs(call: Call, mask: Node, choices: Sequence[Choice], lo: int, hi: int) -> Tensor:
+    """The mask and the choices at the rows ``lo .. hi - 1``: ``[B or 1, H or 1, hi - lo, N or 1]``."""
+    seen = Dense(call, Choosers(lo, hi)).at(mask)
+    for choice in choices:
+        seen = seen & choice.pairs(lo, hi, call)
+    return seen
+
+
+def _keep(call: Call, route: Route) -> Choice:
+    assert route.rank is not None
+    assert route.select is not None
+    sizes = call.sizes
+    rows = Choosers(0, sizes["M"])
+    dense = Dense(call, rows, bounds=bounds_of(*route.roots()))
+    rank = _without_bounds(dense.at(route.rank), dense.bounds).squeeze(-1)
+    rank = rank.expand(*rank.shape[:2], sizes["M"])
+    every = torch.ones_like(rank, dtype=torch.bool)
+    n = _without_bounds(Dense(call, Choosers(0, sizes["M"], 0)).at(route.select.args[0]), 0)[..., 0]
+    ranks = select.as_ranks(rank, every, torch.zeros_like(every))
+    kept = select.top(ranks, every, n)
+    return Choice(pack(kept[..., None]), 0, rows)
+
+
+def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> Choice:
+    block = _static(call, route.keys_block)
+    every = _all_choosers(call, route)
+    if not call.sizes["M"] or not call.sizes["N"]:
+        shape = (1, 1, every.count(call.shift), -(-call.sizes["N"] // (block * WORD)))
+        return Choice(torch.zeros(shape, dtype=torch.int32, device=call.device), block, every)
+    assert route.select is not None
+    shared: dict[Node, Tensor] = {}
+    parts = _stretches(call, every, route)
+    ranked: Iterator[_Ranked] = (_rank(call, mask, before, route, part, block, shared) for part in parts)
+    if dict(route.select.options).get("scope", "chooser") != "chooser":
+        ranked = iter([_joined(list(ranked))])
+    words = [pack(_selected(call, route, one)) for one in ranked]
+    heads = [max(word.shape[at] for word in words) for at in (0, 1)]
+    return Choice(torch.cat([word.expand(*heads, -1, -1) for word in words], 2), block, every)
+
+
+def _all_choosers(call: Call, route: Route) -> Choosers:
+    rows = call.sizes["M"]
+    if route.queries == "query":
+        return Choosers(0, rows)
+    if route.queries == "head":
+        return Choosers(0, rows, 0)
+    assert route.queries_block is not None
+    block = _static(call, route.queries_block)
+    return Choosers(0, rows, block, call.shift // block)
+
+
+def _stretches(call: Call, every: Choosers, route: Route) -> Iterator[Choosers]:
+    """All choosers in stretches of contiguous rows."""
+    rows, keys = call.sizes["M"], max(call.sizes["N"], 1)
+    heads = call.sizes["B"] * call.sizes["H"]
+    step = max(1, MOST_NUMBERS // (keys * max(1, heads // 8)))
+    if every.block == 0:
+        yield every
+        return
+    if every.block:
+        step = max(every.block, step // every.block * every.block)
+    lo = 0
+    while lo < rows:
+        hi = lo + step
+        if every.block:
+            hi -= (hi + call.shift) % every.block
+        hi = min(hi, rows)
+        first = (lo + call.shift) // every.block if every.block else 0
+        yield Choosers(lo, hi, every.block, first)
+        lo = hi
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Ranked:
+    """What a stretch of choosers selects from, ``[B or 1, H or 1, C, blocks]`` each, and what evaluates for it."""
+
+    dense: Dense
+    rank: Tensor
+    candidates: Tensor
+    always: Tensor
+    also: Tensor
+
+
+def _joined(pieces: list[_Ranked]) -> _Ranked:
+    names = ("rank", "candidates", "always", "also")
+    return _Ranked(pieces[0].dense, *(torch.cat([getattr(piece, name) for piece in pieces], 2) for name in names))
+
+
+def _rank(
+    call: Call,
+    mask: Node,
+    before: Sequence[Choice],
+    route: Route,
+    part: Choosers,
+    block: int,
+    shared: dict[Node, Tensor],
+) -> _Ranked:
+    n = call.sizes["N"]
+    pairs = visible_pairs(call, mask, before, part.row_lo, part.row_hi)
+    pairs = pairs.expand(*pairs.shape[:2], part.row_hi - part.row_lo, n)
+    if part.block is not None:
+        size = part.block or part.row_hi - part.row_lo
+        lacking = (part.row_lo + call.shift) % size if part.block else 0
+        pairs = any_in_blocks(pairs, 2, size, lacking)
+    visible = any_in_blocks(pairs, 3, block)
+    dense = Dense(call, part, block, bounds_of(*route.roots()), visible, _windows(call, route, pairs), shared)
+    taken = []
+    for listed in (route.always, route.also):
+        found = torch.zeros_like(visible)
+        for name, node in listed:
+            found = found | _taken(call, dense, name, node, visible, block)
+        taken.append(found & visible)
+    candidates = visible
+    if route.candidates is not None:
+        candidates = visible & _at(dense, route.candidates)
+        dense.candidates = candidates
+        dense.memo.clear()
+    rank = torch.zeros((), dtype=call.dtype, device=call.device)
+    if route.rank is not None:
+        rank = _at(dense, route.rank)
+    shape = torch.broadcast_shapes(rank.shape, candidates.shape, *(x.shape for x in taken))
+    return _Ranked(dense, *(x.expand(shape) for x in (rank, candidates, *taken)))
+
+
+def _windows(call: Call, route: Route, pairs: Tensor) -> dict[tuple[int, int], Tensor]:
+    """For each kind of windows, which are seen whole."""
+    found = {}
+    for node in postorder(*route.roots()):
+        if isinstance(node, Window):
+            length, stride = _static(call, node.length), _static(call, node.stride)
+            if (length, stride) not in found:
+                count = window_count(pairs.shape[-1], length, stride)
+                seen = pairs.unfold(-1, length, stride).all(-1) if count else pairs[..., :0]
+                found[length, stride] = seen
+    return found
+
+
+def _taken(call: Call, dense: Dense, name: str, node: Node | None, visible: Tensor, block: int) -> Tensor:
+    """One item of ``always`` or ``also``."""
+    at = dense.choosers
+    match name:
+        case "self":
+            if at.block is None:
+                lo = hi = torch.arange(at.row_lo, at.row_hi, device=call.device) + call.shift
+            else:
+                assert at.block
+                lo = (torch.arange(at.count(call.shift), device=call.device) + at.first) * at.block
+                hi = lo + at.block - 1
+            first = torch.arange(visible.shape[-1], device=call.device) * block
+            return (first + block > lo[:, None]) & (first <= hi[:, None])
+        case "first" | "last":
+            assert node is not None
+            seen = visible if name == "first" else visible.flip(-1)
+            found = seen.cumsum(-1) <= _at(dense, node)
+            return found if name == "first" else found.flip(-1)
+        case _:
+            assert node is not None
+            return _at(dense, node)
+
+
+def _selected(call: Call, route: Route, ranked: _Ranked) -> Tensor:
+    """The chosen blocks."""
+    rule, dense = route.select, ranked.dense
+    rank, candidates, always, also = ranked.rank, ranked.candidates, ranked.always, ranked.also
+    assert rule is not None
+    if rule.how == "given":
+        return always | also | (candidates & _given(dense, rule.args[0], candidates.shape[-1]))
+    options = dict(rule.options)
+    scope = options.get("scope", "chooser")
+    if rule.how == "above":
+        return always | also | (candidates & (rank.nan_to_num(nan=float("-inf")) > _at(dense, rule.args[0])))
+    shape = rank.shape
+    if scope == "heads" and shape[1] == 1:
+        rank, candidates, always, also = (
+            x.expand(-1, call.sizes["H"], -1, -1) for x in (rank, candidates, always, also)
+        )
+        shape = rank.shape
+    start = {"chooser": 3, "head": 2, "heads": 1}[str(scope)]
+    rank_, among, first = (x.flatten(start) if start < 3 else x for x in (rank, candidates, always))
+    n = _flat(_at(dense, rule.args[0]), start)
+    ranks = select.as_ranks(rank_, among, first)
+    taken = among | first
+    if rule.how == "mass":
+        least = options["least"]
+        assert isinstance(least, Node)
+        found = select.mass(rank_, ranks, taken, n, _flat(_at(dense, least), start), options["crossing"] == "include")
+    else:
+        if rule.args[0].kind is Kind.REAL:
+            n = (n * taken.sum(-1, keepdim=True)).floor().long().clamp(min=1)
+        found = select.top(ranks, taken, n)
+    return always | also | found.view(shape)
+
+
+def _given(dense: Dense, node: Node, blocks: int) -> Tensor:
+    """Blocks by number: numbers that are none are left out, repeated ones count once. Or a truth value for each."""
+    if not node.is_vector:
+        return _at(dense, node)
+    numbers = dense.at(node)
+    numbers = _without_bounds(numbers, dense.bounds).squeeze(-2)
+    inside = (numbers >= 0) & (numbers < blocks)
+    found = torch.zeros(*numbers.shape[:-1], blocks + 1, dtype=torch.bool, device=numbers.device)
+    return found.scatter(-1, torch.where(inside, numbers, blocks), True)[..., :blocks]
+
+
+def _flat(x: Tensor, start: int) -> Tensor:
+    """A number of each chooser as one of each scope: that of its first chooser."""
+    x = x[..., :1]
+    for at in range(start, 3):
+        x = x.narrow(at, 0, 1)
+    return x.flatten(start) if start < 3 else x
+
+
+def _at(dense: Dense, node: Node) -> Tensor:
+    """A value ``[B or 1, H or 1, C or 1, blocks or 1]``."""
+    return _without_bounds(dense.at(node), dense.bounds)
+
+
+def _without_bounds(x: Tensor, bounds: int) -> Tensor:
+    return x.flatten(2, 2 + bounds)
+
+
+def _static(call: Call, node: Node) -> int:
+    return int(evaluate(node, call.sizes))
