@@ -7,6 +7,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.gradient.derive import derive
@@ -26,9 +27,12 @@ from attnc.ir.program import Program
 from attnc.ir.specialize import nearest_span, specialize
 from attnc.ir.traverse import postorder
 from attnc.plan import NotLowerable, Plan
-from attnc.runtime import Widths
+from attnc.runtime import KernelSource, Widths
 from attnc.spec import Spec
 from attnc.targets import backend_for
+
+if TYPE_CHECKING:
+    from attnc.routing.composite import Composite
 
 
 class Stop(enum.StrEnum):
@@ -108,6 +112,26 @@ def plan_program(program: Program) -> Plan:
     """
     try:
         return lower_program_to_plan(program)
+    except NotLowerable as error:
+        span = _span_of(program, error.node) if error.node else _whole(program)
+        raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
+
+
+def made_of_parts(program: Program, source: KernelSource) -> Composite:
+    """A program with routes, branches or windows as plain attentions with kernels of their own.
+
+    Raises:
+        UnsupportedError: a part of it has no plain attention.
+    """
+    from attnc.jit import Checked, JustInTime
+    from attnc.op import Op
+    from attnc.routing.composite import Composite
+
+    def make(plain: Program) -> Op:
+        return Op(plain, JustInTime(Checked.of(plain), source.tag or None))
+
+    try:
+        return Composite(program, make)
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None

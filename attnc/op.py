@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import re
 from collections.abc import Mapping
@@ -15,12 +16,14 @@ from attnc.errors import ArgumentError, UnsupportedError
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.plan import Plan
+from attnc.routing.lower import is_plain
 from attnc.runtime import KernelSource, Runtime
 from attnc.signature import describe
 from attnc.validate import check_call, check_types
 
 if TYPE_CHECKING:
     from attnc.cost import Cost
+    from attnc.routing.composite import Composite
 
 Result = Tensor | tuple[Tensor, Tensor]
 
@@ -38,12 +41,26 @@ class Op:
         self.program = program
         self._runtime = Runtime(program, source)
         self._signature = self._runtime.signature
-        self._operators = library.register(_operator_name(program, source), self._runtime)
+        self._source = source
+        if is_plain(program):
+            self._operators = library.register(_operator_name(program, source), self._runtime)
 
     @property
     def name(self) -> str:
         """The name of the attention in its spec."""
         return self.program.name
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """The names of what is passed besides q, k and v."""
+        return self._signature.names
+
+    @functools.cached_property
+    def _composite(self) -> Composite:
+        """The steps of a program with routes, branches or windows."""
+        from attnc.compiler import made_of_parts
+
+        return made_of_parts(self.program, self._source)
 
     @property
     def hash(self) -> str:
@@ -72,6 +89,8 @@ class Op:
         check_types(self._signature, q, k, v, values)
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             raise ArgumentError("q", "the kernels cannot run under transforms of torch.func: use op.reference there")
+        if not is_plain(self.program):
+            return self._composite.run(q, k, v, values, return_lse)
         if torch.is_grad_enabled() and any(needs := library.needed(self._signature, q, k, v, values)):
             results = self._operators.train(q, k, v, *values, needs, return_lse)
             return (results[0], results[1]) if return_lse else results[0]
@@ -94,6 +113,8 @@ class Op:
             E: width of v; D if not given.
             grad: explain the derived backward instead: what the forward saves, the steps, what each gradient is.
         """
+        if not is_plain(self.program):
+            return self._composite.explain(D, E, grad)
         if grad:
             return self._explain_gradient((D, D if E is None else E))
         from attnc.explain import explain

@@ -8,6 +8,8 @@ from attnc.ir.lse import log_denominator
 from attnc.ir.program import Program
 from attnc.plan import NotLowerable, Plan
 
+LOAD = "attnc.load runs it: choices and windows are made first, then attentions that have plans"
+
 
 def lower_program_to_plan(program: Program) -> Plan:
     """Plans the forward pass of a program whose head widths may be known already: :func:`stream_program`, hoisted."""
@@ -20,14 +22,16 @@ def stream_program(program: Program, keep_detach: bool = False) -> Plan:
     ``keep_detach`` is for derivatives: a plan with ``detach`` in it may take more passes.
 
     Raises:
-        NotLowerable: the program has a route or branches, for which there are no passes yet, or a reduction that
-            is neither a statistic nor an accumulator.
+        NotLowerable: the program is several steps (choices, windows, branches), each with a plan of its own, or has a
+            reduction that is neither a statistic nor an accumulator.
     """
     body = program.body
-    if body.routes:
-        raise NotLowerable("`route` cannot be compiled yet", body.routes[0].rank)
     if program.branches:
-        raise NotLowerable("`branch` cannot be compiled yet", body.output)
+        raise NotLowerable("`branch` has no plan of its own, and no place in a bundle yet", body.output, LOAD)
+    if body.routes:
+        raise NotLowerable("`route` has no plan of its own, and no place in a bundle yet", body.routes[0].rank, LOAD)
+    if body.windows is not None:
+        raise NotLowerable("`pool` has no plan of its own, and no place in a bundle yet", body.score, LOAD)
     lse = log_denominator(body.weight)
     roots = (body.output,) if lse is None else (body.output, lse)
     streamed = stream(*map(pull_scalars, roots), keep_detach=keep_detach)

@@ -179,7 +179,7 @@ def _rank(
         lacking = (part.row_lo + call.shift) % size if part.block else 0
         pairs = any_in_blocks(pairs, 2, size, lacking)
     visible = any_in_blocks(pairs, 3, block)
-    dense = Dense(call, part, block, bounds_of(*route.roots()), visible, _windows(call, route, pairs), shared)
+    dense = Dense(call, part, block, bounds_of(*route.roots()), visible, _windows(call, route, pairs), shared=shared)
     taken = []
     for listed in (route.always, route.also):
         found = torch.zeros_like(visible)

@@ -16,6 +16,7 @@ from torch import Tensor
 from attnc.ir.nodes import (
     Apply,
     Bound,
+    BranchOutput,
     Dot,
     Index,
     Kind,
@@ -92,7 +93,8 @@ class Dense:
     """Evaluates for some choosers. ``blocks`` of ``block`` keys each are ranked.
 
     ``candidates [B or 1, H or 1, C, blocks]`` and ``windows`` (by length and stride, the same form) are what reductions
-    run over. Values that no chooser changes are kept in ``shared``.
+    run over. ``branches`` holds outputs ``[B, H, M, width]``; ``keys`` is how many positions ``j`` there are, if not N.
+    Values that no chooser changes are kept in ``shared``.
     """
 
     call: Call
@@ -101,6 +103,8 @@ class Dense:
     bounds: int = 0
     candidates: Tensor | None = None
     windows: Mapping[tuple[int, int], Tensor] = field(default_factory=dict)
+    branches: Mapping[tuple[str, ...], Tensor] = field(default_factory=dict)
+    keys: int | None = None
     shared: dict[Node, Tensor] = field(default_factory=dict)
     memo: dict[Node, Tensor] = field(default_factory=dict)
 
@@ -135,6 +139,9 @@ class Dense:
                 return self._spread(q[:, :, :, None])
             case Token(name=name):
                 return self._spread(call.tokens[name][:, call.groups][:, :, None])
+            case BranchOutput(names=names):
+                at = self.choosers
+                return self._spread(self.branches[names][:, :, at.row_lo : at.row_hi, None].to(call.dtype))
             case Read():
                 return self._read(node)
             case Apply(op="real", args=(x,)):
@@ -214,7 +221,7 @@ class Dense:
             case "I":
                 return self._along(c, numbers(at.first, at.first + at.count(call.shift)))
             case "j":
-                return self._along(k, numbers(0, call.sizes["N"]))
+                return self._along(k, numbers(0, call.sizes["N"] if self.keys is None else self.keys))
             case _:
                 return self._along(k, numbers(0, -(-call.sizes["N"] // self.block)))
 

@@ -1,0 +1,164 @@
+"""A program with routes or branches as an operator: choices first, then plain attentions, then their combination.
+
+Every step is differentiable by torch where the definition is: the attentions are operators with derived backwards,
+what is around them is eager.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from attnc.analyse.scalar import evaluate
+from attnc.errors import ArgumentError
+from attnc.ir.lse import log_denominator
+from attnc.ir.nodes import Kind
+from attnc.ir.program import Program
+from attnc.reference.evaluate import merge
+from attnc.routing.choose import Choice, choose, visible_pairs
+from attnc.routing.dense import Call, Choosers, Dense
+from attnc.routing.explain import explain_parts
+from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
+from attnc.routing.pools import window_count
+from attnc.signature import Signature, size_value
+from attnc.validate import check_call, split
+
+if TYPE_CHECKING:
+    from attnc.op import Op
+
+STRETCH = 1 << 26
+"""Pairs of a head looked at together, where it must be known which rows see a key."""
+
+
+class Composite:
+    """The steps of one program. ``make`` turns the plain program of a part into an operator.
+
+    Raises:
+        NotLowerable: a part has no plain program.
+    """
+
+    def __init__(self, program: Program, make: Callable[[Program], Op]) -> None:
+        self.program = program
+        self.signature = Signature.of(program)
+        self.parts = [(part, make(part.plain)) for part in parts_of(program)]
+
+    def explain(self, D: int, E: int | None, grad: bool) -> str:
+        """What is chosen and combined, then what is derived for each attention."""
+        before = explain_parts(self.program, tuple(part for part, _ in self.parts))
+        return "\n".join([before, *(op.explain(D, E, grad=grad) for _, op in self.parts)])
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> Any:
+        """The output, with the log-sum-exp if ``lse``; ``values`` are those of :meth:`Signature.bind`."""
+        sizes = check_call(self.program, self.signature, q, k, v, values)
+        call = self.call(q, k, v, values, sizes)
+        given = dict(zip(self.signature.names, values, strict=True))
+        if not self.program.branches:
+            ((part, op),) = self.parts
+            return self._attend(part, op, call, (q, k, v), given, lse)
+        outputs: dict[tuple[str, ...], Tensor] = {}
+        rows: dict[str, Tensor] = {}
+        used = combines(self.program)
+        merged = {name for node in used if len(node.names) > 1 for name in node.names}
+        must_see = not vanishes(self.program.body.output)
+        sees = torch.zeros(q.shape[:3], dtype=torch.bool, device=q.device)
+        for part, op in self.parts:
+            has_lse = log_denominator(part.body.weight) is not None
+            wants = part.name in merged or (must_see and has_lse)
+            found = self._attend(part, op, call, (q, k, v), given, wants)
+            outputs[part.name,], rows[part.name] = found if wants else (found, found)
+            if must_see:
+                sees |= rows[part.name] > float("-inf") if wants else self._sees(part, call)
+        for node in used:
+            if len(node.names) > 1:
+                found = [outputs[name,].to(rows[name].dtype) for name in node.names]
+                outputs[node.names] = merge(found, [rows[name] for name in node.names])
+        output = self._combined(call, outputs, sees if must_see else None).to(q.dtype)
+        if not lse:
+            return output
+        if self.program.body.output not in used or not merged:
+            message = "branches have one log-sum-exp where the output is their `merge` alone"
+            raise ArgumentError("return_lse", message)
+        return output, torch.stack([rows[name] for name in used[0].names]).logsumexp(0)
+
+    def call(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], sizes: Mapping[str, int]) -> Call:
+        """What choices and combinations are computed on: at least float32."""
+        compute = torch.float32 if q.dtype in (torch.bfloat16, torch.float16) else q.dtype
+        inputs, numbers, _ = split(self.signature, values)
+        kinds = {Kind.REAL: compute, Kind.INT: torch.long, Kind.BOOL: torch.bool}
+        heads = torch.arange(sizes["H"])
+        params = {
+            x.name: torch.as_tensor(number, dtype=kinds[x.kind], device=q.device)
+            for x, number in zip(self.signature.parameters, numbers, strict=True)
+        }
+        named = {x.name: tensor for x, tensor in zip(self.signature.inputs, inputs, strict=True)}
+        env = {**sizes, "h": heads, **{name: x.tolist() for name, x in params.items()}, **named}
+        groups = torch.as_tensor(evaluate(self.program.group, env)).expand(sizes["H"]).to(q.device)
+        tokens = {name: x.to(compute) for name, x in zip("qkv", (q, k, v), strict=True)}
+        return Call(tokens, named, params, sizes, groups)
+
+    def choices(self, part: Part, call: Call) -> list[Choice]:
+        """What the routes of a part chose."""
+        return choose(call, part.body.mask, part.body.routes)
+
+    def _attend(
+        self, part: Part, op: Op, call: Call, tokens: Sequence[Tensor], given: Mapping[str, Any], lse: bool
+    ) -> Any:
+        """One attention, by its operator."""
+        q, k, v = tokens
+        chosen = [
+            choice.words.expand(*shape, -1, -1).reshape([size_value(dim, call.sizes) for dim in source.dims])
+            for source, choice in zip(part.chosen, self.choices(part, call), strict=True)
+            for shape in [_heads(source.dims, call.sizes)]
+        ]
+        arguments: dict[str, Any] = dict(zip((source.name for source in part.chosen), chosen, strict=True))
+        if part.value is not None:
+            k, v = self._windows(part, call, q.dtype)
+            arguments[TOKENS] = call.sizes["N"]
+        names = {name for name in op.arguments if name not in arguments}
+        return op(q, k, v, return_lse=lse, **arguments, **{name: given[name] for name in names})
+
+    @staticmethod
+    def _windows(part: Part, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """What stands for k and v: ``[B, G or H, windows, width]``."""
+        assert part.value is not None
+        if part.per_group:
+            heads = torch.arange(call.sizes["G"], device=call.device)
+            call = Call(call.tokens, call.inputs, call.params, {**call.sizes, "H": call.sizes["G"]}, heads)
+        dense = Dense(call, Choosers(0, 0))
+        value = dense.at(part.value).flatten(2, 3).to(dtype)
+        value = value.expand(call.sizes["B"], call.sizes["H"], -1, -1)
+        if part.key is None:
+            return value.new_zeros(*value.shape[:3], call.sizes["D"]), value
+        key = dense.at(part.key).flatten(2, 3).to(dtype)
+        return key.expand(call.sizes["B"], call.sizes["H"], -1, -1), value
+
+    def _sees(self, part: Part, call: Call) -> Tensor:
+        """Which rows see a key, ``[B or 1, H or 1, M]``."""
+        if part.value is not None:
+            assert part.body.windows is not None
+            length, stride = (int(evaluate(size, call.sizes)) for size in part.body.windows)
+            count = window_count(call.sizes["N"], length, stride)
+            return Dense(call, Choosers(0, call.sizes["M"]), keys=count).at(part.body.mask).any(3)
+        choices = self.choices(part, call)
+        step = max(1, STRETCH // max(1, call.sizes["N"] * call.sizes["B"] * call.sizes["H"]))
+        found = [
+            visible_pairs(call, part.body.mask, choices, lo, min(lo + step, call.sizes["M"])).any(3)
+            for lo in range(0, call.sizes["M"], step)
+        ]
+        return torch.cat(found, 2)
+
+    def _combined(self, call: Call, outputs: Mapping[tuple[str, ...], Tensor], sees: Tensor | None) -> Tensor:
+        """The output clause, ``[B, H, M, width]``; 0 where ``sees`` is false."""
+        dense = Dense(call, Choosers(0, call.sizes["M"]), branches=outputs)
+        output = dense.at(self.program.body.output).squeeze(3)
+        output = output.expand(*call.tokens["q"].shape[:3], -1)
+        return output if sees is None else torch.where(sees[..., None], output, torch.zeros_like(output))
+
+
+def _heads(dims: Sequence[Any], sizes: Mapping[str, int]) -> list[int]:
+    """Batch rows and heads of an input of choices, 1 for what it does not have."""
+    names = {getattr(dim, "name", "") for dim in dims[:-1]}
+    return [sizes[name] if name in names else 1 for name in "BH"]

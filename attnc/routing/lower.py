@@ -1,0 +1,183 @@
+"""From a program with routes, branches or windows to plain programs that read what was chosen as an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from attnc.ir import build
+from attnc.ir.build import apply, literal
+from attnc.ir.nodes import BranchOutput, Index, Input, Kind, Literal, Node, Param, Read, Size, Window
+from attnc.ir.program import Body, Parameter, Program, Route
+from attnc.ir.traverse import postorder, substitute
+from attnc.plan import NotLowerable
+from attnc.routing.choose import WORD
+
+TOKENS = "tokens__"
+"""The parameter that says how many tokens there are where the keys are windows of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One attention. ``plain`` has no routes: it reads the choice of route ``n`` as its input ``chosen[n]``.
+
+    Where the keys are windows, ``key`` and ``value`` are what stands for k and v, and ``per_group`` says whether they
+    are the same for all query heads of a key head.
+    """
+
+    name: str
+    body: Body
+    plain: Program
+    chosen: tuple[Input, ...]
+    key: Window | None = None
+    value: Window | None = None
+    per_group: bool = True
+
+
+def is_plain(program: Program) -> bool:
+    """Whether a program is one attention over the tokens, without routes."""
+    return not program.branches and not program.body.routes and program.body.windows is None
+
+
+def parts_of(program: Program) -> tuple[Part, ...]:
+    """The attentions of a program: its branches, or itself.
+
+    Raises:
+        NotLowerable: a branch over windows uses what only tokens have.
+    """
+    return tuple(_part(program, name, body) for name, body in program.branches or (("", program.body),))
+
+
+def combines(program: Program) -> tuple[BranchOutput, ...]:
+    """What the output of a program with branches is made of."""
+    return tuple(node for node in postorder(program.body.output) if isinstance(node, BranchOutput))
+
+
+def _part(program: Program, name: str, body: Body) -> Part:
+    if body.windows is not None:
+        return _windowed(program, name, body)
+    chosen: list[Input] = []
+    mask = body.mask
+    varies = body.mask.axes
+    for at, route in enumerate(body.routes):
+        for root in route.roots():
+            varies |= root.axes
+        chosen.append(_chosen_input(route, at, varies))
+        mask = apply("and", mask, _bit(route, chosen[-1]))
+    plain = _program(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
+    return Part(name, body, plain, tuple(chosen))
+
+
+def _chosen_input(route: Route, at: int, varies: frozenset[str]) -> Input:
+    """The words of a choice, ``[B, H, choosers, words]`` without the axes along which it cannot vary."""
+    M, N = build.size("M"), build.size("N")
+    dims: list[Node] = [build.size(size) for size, axis in (("B", "b"), ("H", "h")) if axis in varies]
+    match route.queries:
+        case "query" | "keep":
+            dims.append(M)
+        case "queries":
+            assert route.queries_block is not None
+            first, last = (apply("floordiv", apply("sub", N, size), route.queries_block) for size in (M, literal(1)))
+            dims.append(apply("add", apply("sub", last, first), literal(1)))
+        case _:
+            pass
+    keys = apply("mul", route.keys_block, literal(WORD))
+    up = apply("sub", apply("add", N, keys), literal(1))
+    dims.append(literal(1) if route.queries == "keep" else apply("floordiv", up, keys))
+    return Input(f"chosen__{at}", Kind.INT, tuple(dims))
+
+
+def _bit(route: Route, source: Input) -> Node:
+    """Whether the block of the key is chosen by the chooser of the query."""
+    names = {dim.name for dim in source.dims[:-1] if isinstance(dim, Size)}
+    indices: list[Node] = [build.index(axis) for size, axis in (("B", "b"), ("H", "h")) if size in names]
+    match route.queries:
+        case "query" | "keep":
+            indices.append(build.index("row"))
+        case "queries":
+            assert route.queries_block is not None
+            i, row = build.index("i"), build.index("row")
+            mine, first = (apply("floordiv", at, route.queries_block) for at in (i, apply("sub", i, row)))
+            indices.append(apply("sub", mine, first))
+        case _:
+            pass
+    if route.queries == "keep":
+        return _is_set(build.read(source, (*indices, literal(0))))
+    block: Node = build.index("j")
+    if not (isinstance(route.keys_block, Literal) and route.keys_block.value == 1):
+        block = apply("floordiv", block, route.keys_block)
+    word, shift = apply("floordiv", block, literal(WORD)), apply("mod", block, literal(WORD))
+    return _is_set(apply("shr", build.read(source, (*indices, word)), shift))
+
+
+def _is_set(word: Node) -> Node:
+    return apply("eq", apply("bitand", word, literal(1)), literal(1))
+
+
+def _windowed(program: Program, name: str, body: Body) -> Part:
+    """A body over windows: they are made before, and passed as k and v of another length."""
+    windows = [node for _, root in body.roots() for node in postorder(root) if isinstance(node, Window)]
+    values = [node for node in postorder(body.value) if isinstance(node, Window)]
+    keys = list(dict.fromkeys(node for node in windows if node not in values))
+    if len(values) != 1 or len(keys) > 1:
+        raise NotLowerable("the keys of these windows are made of several things", body.score)
+    for window, size in ((values[0], "E"), *((key, "D") for key in keys)):
+        if window.width is not build.size(size):
+            raise NotLowerable(f"these windows have a width other than {size}", window)
+    per_group = not any(_uses_heads(node) for node in (*values, *keys))
+    tokens = build.param(TOKENS, Kind.INT)
+    position = apply("add", apply("sub", build.index("i"), build.size("N")), tokens)
+    became: dict[Node, Node] = {values[0]: build.token("v"), **{key: build.token("k") for key in keys}}
+    became |= {build.size("N"): tokens, build.index("i"): position}
+    plain = body.map(lambda node: substitute(node, became))
+    inner = _program(replace(program, space=()), name, plain, ())
+    for _, root in inner.body.roots():
+        for node in postorder(root):
+            if isinstance(node, Size) and node.name not in {*"BHGMNDE"}:
+                raise NotLowerable("windows have no place on a grid", root)
+            if isinstance(node, Read) and build.size("N") in node.input.dims:
+                raise NotLowerable("an input with a value for each token is read at windows", node)
+    inner = replace(inner, parameters=(*inner.parameters, Parameter(TOKENS, Kind.INT, None)))
+    if not per_group:
+        inner = replace(inner, group=build.index("h"))
+    return Part(name, body, inner, (), keys[0] if keys else None, values[0], per_group)
+
+
+def _uses_heads(node: Node) -> bool:
+    return any(isinstance(part, Index) and part.name == "h" for part in postorder(node))
+
+
+def _program(program: Program, name: str, body: Body, chosen: Sequence[Input]) -> Program:
+    """``program`` with one body, and the inputs and parameters that it uses."""
+    nodes = list(postorder(*(node for _, node in body.roots()), program.group))
+    used = {node.input.name for node in nodes if isinstance(node, Read)}
+    given = {node.name for node in nodes if isinstance(node, Param)}
+    return replace(
+        program,
+        name=f"{program.name}_{name}" if name else program.name,
+        inputs=(*(x for x in program.inputs if x.name in used), *chosen),
+        parameters=tuple(x for x in program.parameters if x.name in given),
+        body=body,
+        branches=(),
+    )
+
+
+def vanishes(output: Node) -> bool:
+    """Whether an output is surely 0 in a row that no branch sees."""
+
+    def is_free(node: Node) -> bool:
+        return not any(isinstance(part, BranchOutput) for part in postorder(node))
+
+    match output:
+        case BranchOutput():
+            return True
+        case _ if output.children and is_free(output):
+            return False
+        case _:
+            parts = output.children
+            op = getattr(output, "op", "")
+            if op in ("add", "sub", "neg"):
+                return all(map(vanishes, parts))
+            if op == "mul":
+                return any(vanishes(a) and is_free(b) for a, b in (parts, parts[::-1]))
+            return op == "div" and vanishes(parts[0]) and is_free(parts[1])

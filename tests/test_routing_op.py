@@ -1,0 +1,121 @@
+"""Routes and branches as operators on the CPU: kernels and derived gradients against the reference."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from test_routing_specs import CASES, Case, make
+from torch import Tensor
+
+import attnc
+from attnc.library import SlowGradientWarning
+
+pytest.importorskip("tvm")
+FAST = {0, 6}
+each_case = pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=f"{case.name}-{at}", marks=[] if at in FAST else [pytest.mark.slow])
+        for at, case in enumerate(CASES)
+    ],
+)
+Tolerance = Callable[[torch.dtype], dict[str, Any]]
+
+
+def narrow(x: Any) -> Any:
+    return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+@each_case
+def test_kernels_compute_the_reference(case: Case, generator: torch.Generator, tolerance: Tolerance) -> None:
+    """Forward and backward, with no step left to the reference."""
+    made = make(case, generator)
+    real = [*made.tokens, *(x for x in made.inputs.values() if x.is_floating_point())]
+    wide, half = ([convert(x).requires_grad_() for x in real] for convert in (torch.clone, torch.Tensor.float))
+    names = [name for name, x in made.inputs.items() if x.is_floating_point()]
+    expected = made.op.reference(*wide[:3], **{**made.arguments, **dict(zip(names, wide[3:], strict=True))})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", SlowGradientWarning)
+        found = made.op(*half[:3], **{**made.arguments, **dict(zip(names, half[3:], strict=True))})
+        torch.testing.assert_close(found, expected.float(), **tolerance(torch.float32))
+        cotangent = torch.randn(found.shape, generator=generator)
+        grads = torch.autograd.grad(found, half, cotangent, allow_unused=True)
+    for grad, due in zip(
+        grads, torch.autograd.grad(expected, wide, cotangent.double(), allow_unused=True), strict=True
+    ):
+        if due is None or not due.any():
+            assert grad is None or not grad.any()
+        else:
+            assert grad is not None
+            torch.testing.assert_close(grad, due.float(), rtol=1e-4, atol=1e-4)
+
+
+BRANCHES = """
+attention split {
+    input slope: real[H]
+    branch near { mask causal and i - j < 5 }
+    branch far  { mask causal and i - j >= 5 score dot(q, k) * scale - slope[h] * (i - j) }
+    output merge(near, far)
+}
+attention beside {
+    param times: real = 2.0
+    branch seen { mask causal }
+    branch some { mask j < i - 30 normalize relu(score) }
+    output times * seen + some * rsqrt(N) + 1
+}
+"""
+
+
+@pytest.mark.parametrize("name", ["split", "beside"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_branches(name: str, dtype: torch.dtype, generator: torch.Generator, tolerance: Tolerance) -> None:
+    op = attnc.loads(BRANCHES, name)
+    q, k, v = (torch.randn(2, heads, n, 16, generator=generator).to(dtype) for heads, n in ((4, 33), (2, 41), (2, 41)))
+    given = {"slope": torch.rand(4, generator=generator)} if name == "split" else {"times": 0.5}
+    wide = {x: y.double() if isinstance(y, Tensor) else y for x, y in given.items()}
+    expected = op.reference(q.double(), k.double(), v.double(), **wide)
+    found = op(q, k, v, **given)
+    assert found.dtype is dtype
+    torch.testing.assert_close(found, expected.to(dtype), **tolerance(dtype))
+
+
+def test_log_sum_exp_of_routes_and_merges(generator: torch.Generator, tolerance: Tolerance) -> None:
+    q, k, v = (torch.randn(1, 2, n, 16, generator=generator) for n in (9, 20, 20))
+    route = attnc.loads("attention a { route keys(block=4) per query { rank dot(q, mean(k)) select top(2) } }")
+    for op, given in ((route, {}), (attnc.loads(BRANCHES, "split"), {"slope": torch.rand(2, generator=generator)})):
+        found = op(q, k, v, return_lse=True, **given)
+        torch.testing.assert_close(found, op.reference(q, k, v, return_lse=True, **given), **tolerance(torch.float32))
+    with pytest.raises(attnc.ArgumentError, match="merge"):
+        attnc.loads(BRANCHES, "beside")(q, k, v, return_lse=True)
+
+
+def test_sizes_compile_nothing_new(generator: torch.Generator) -> None:
+    op = attnc.loads("attention a { mask causal route keys(block=4) per query { rank dot(q, mean(k)) select top(2) } }")
+    counts = []
+    for m, n in ((9, 20), (1, 3), (0, 5), (3, 0), (40, 7)):
+        q, k = (torch.randn(1, 2, size, 16, generator=generator) for size in (m, n))
+        torch.testing.assert_close(op(q, k, k), op.reference(q, k, k), rtol=1e-5, atol=1e-5)
+        counts.append(attnc.jit.build_count())
+    assert len({*counts[1:]}) == 1
+
+
+def test_explain_says_who_chooses() -> None:
+    op = attnc.loads(
+        "attention a { mask causal route keys(block=4) per query { rank dot(q, mean(k)) select top(2) always self } }"
+    )
+    text = op.explain(16)
+    assert "each query chooses among blocks of 4 keys" in text
+    assert "so a future block is none" in text
+    assert "counted with them: its own block" in text
+    assert "a: 1 pass over the keys" in text
+
+
+def test_a_bundle_refuses_with_a_place(tmp_path: Any) -> None:
+    spec = tmp_path / "a.attn"
+    spec.write_text("attention a {\n    route keys(block=4) per head { rank 1.0 * J select top(2) }\n}\n")
+    with pytest.raises(attnc.UnsupportedError, match=r"a.attn:2:\d+.*`route`.*bundle"):
+        attnc.compile(spec, "cpu", tmp_path / "out")
