@@ -28,11 +28,11 @@ NAMES = (
     "softcap", "alibi", "buckets", "relative table", "grid table", "tapa", "normalised and rotated", "latent", "gate",
     "gated rows", "decay", "documents", "neighbourhood", "empty rows", "one key", "key bias", "entropy",
     "two passes over a mask", "gain", "mask by token", "words", "own groups", "output of lanes",
-    "documents and a table",
+    "documents and a table", "chosen blocks", "blocks chosen together",
 )  # fmt: skip
 OWN_SIZES = {"neighbourhood", "one key", "grid table", "documents", "words", "relative table", "gated rows",
              "causal, more rows than keys", "own groups",
-             "output of lanes", "documents and a table"}  # fmt: skip
+             "output of lanes", "documents and a table", "chosen blocks", "blocks chosen together"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -42,6 +42,18 @@ def few(most: int, *dims: str) -> Maker:
     return lambda sizes, random: torch.randint(0, most, [sizes[dim] for dim in dims], generator=random)
 
 
+def words(choosers: str | int, block: int) -> Maker:
+    """Bits for each block of keys: of each query and head, or of blocks of so many queries."""
+
+    def make(sizes: Mapping[str, int], random: torch.Generator) -> Tensor:
+        n, m = sizes["N"], sizes["M"]
+        who = [sizes["H"], m] if isinstance(choosers, str) else [(n - 1) // choosers - (n - m) // choosers + 1]
+        shape = [sizes["B"], *who, -(-n // (block * 32))]
+        return torch.randint(-(2**31), 2**31, shape, generator=random).to(torch.int32)
+
+    return make
+
+
 def some(share: float, *dims: str) -> Maker:
     """Truth values of which ``share`` is true."""
     return lambda sizes, random: torch.rand([sizes[dim] for dim in dims], generator=random) < share
@@ -99,6 +111,11 @@ CASES = (
     Case("two passes", "normalize softmax(score * rowmax(score))", lse=True),
     Case("two passes over a mask", "mask window(9) normalize softmax(score - rowmean(score) ** 2)"),
     Case("documents", "input doc: int[B, N] mask same_document(doc) and causal", {"M": 53}, {"doc": documents}),
+    Case("chosen blocks", "input words: int[B, H, M, (N + 511) // 512] mask causal and "
+         "words[b, h, row, j // 16 // 32] >> j // 16 % 32 & 1 == 1", {"M": 53}, {"words": words("M", 16)}),
+    Case("blocks chosen together", "input words: int[B, (N - 1) // 32 - (N - M) // 32 + 1, (N + 255) // 256] "
+         "mask causal and words[b, i // 32 - (i - row) // 32, j // 8 // 32] >> j // 8 % 32 & 1 == 1",
+         made={"words": words(32, 8)}),
     Case("chunk of documents", "input doc: int[B, N] mask same_document(doc) and causal", {}, {"doc": documents}),
     Case("spans by head", "input span: int[H] mask causal and i - j < span[h]", made={"span": few(60, "H")}),
     Case("keys that are there", "input keep: bool[B, N] mask keep[b, j]", made={"keep": some(0.3, "B", "N")}, lse=True),
