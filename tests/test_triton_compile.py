@@ -18,6 +18,7 @@ from attnc.backends.protocol import Kernel, Target, Workload
 from attnc.backends.triton import TritonBackend
 from attnc.backends.triton.configs import SHARED_MEMORY, candidates
 from attnc.backends.triton.kernel import DeviceKernel
+from attnc.backends.triton.report import fault_in
 from attnc.check import check
 from attnc.grammar.source import Source
 
@@ -70,10 +71,9 @@ def test_what_the_compilers_report(name: str, target: Target, dtype: str, D: int
     assert list(made.report()) == [launch.name for launch in made.recipe.launches]
     for launch in made.recipe.launches:
         report = made.report()[launch.name]
-        assert report.spilled == 0, launch.name
-        assert report.shared <= SHARED_MEMORY[target.arch]
+        assert fault_in(report, launch.family, SHARED_MEMORY[target.arch]) is None
         assert 0 < report.registers <= 512
-        if launch.family == "stream":
+        if launch.family in ("stream", "hopper"):
             assert report.tensor_core > 0
             assert any(kind.startswith(INSTRUCTION[target]) for kind in report.kinds)
 
@@ -99,13 +99,13 @@ def test_a_read_of_an_unwritten_register_is_found() -> None:
 
 def test_a_kernel_is_one_walk_whatever_the_softmax_is_called() -> None:
     families = [launch.family for launch in compiled("causal", SM90, "bf16", 128, 128).recipe.launches]
-    assert families == ["stream"]
+    assert families == ["hopper"]
 
 
 @pytest.mark.slow
 def test_lists_of_tiles_are_made_only_where_ranges_do_not_do() -> None:
     families = [launch.family for launch in compiled("documents", SM90, "bf16", 128, 128).recipe.launches]
-    assert families == ["tiles", "stream"]
+    assert families == ["tiles", "hopper"]
 
 
 def test_a_bundle_loads_without_triton(tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ from attnc.backends.triton import TritonBackend
 folder = Path(sys.argv[1])
 kernel = TritonBackend().load(folder, json.loads((folder / "manifest.json").read_text()))
 (program,) = kernel.programs
-assert program.code[:4] == b"\\x7fELF" and program.function == "stream" and program.threads % 32 == 0
+assert program.code[:4] == b"\\x7fELF" and program.function == "forward" and program.threads % 32 == 0
 print([value.name for value in program.values], kernel.report())
 q = torch.zeros(1, 1, 4, 128, dtype=torch.bfloat16)
 try:

@@ -26,10 +26,11 @@ BLOCK_NUMBERS = 256
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A recipe, and the text of the slot functions its kernels are made with."""
+    """A recipe, the text of the slot functions its kernels are made with, and whose ``lib`` these call."""
 
     recipe: Recipe
     functions: tuple[str, ...]
+    library: str = "triton"
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +186,7 @@ class Assembly:
                     Buffer(counts, "i32", (*grid, Extent(2))),
                 ),
                 tuple(sorted(used)) if cached else None,
-                warps=4,
+                warps=4 if block * inner <= 4096 else 8,
             ),
             functions,
         )

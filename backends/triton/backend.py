@@ -91,12 +91,13 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 
 
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
-    from attnc.backends.triton.compiling import compile_plan, compile_with
+    from attnc.backends.triton.choice import choose
+    from attnc.backends.triton.compiling import compile_with
     from attnc.backends.triton.space import tile_of
 
     if config:
         return device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
-    return device_kernel(compile_plan(plan, workload, target), target)
+    return device_kernel(choose(plan, workload, target), target)
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
@@ -143,7 +144,7 @@ def _ready(
     texts = {"slots.py": source}
     texts |= {f"{one.name}.{ending}": binary.assembly for one, binary in zip(launches, binaries, strict=True)}
     programs = tuple(
-        Program(binary.code, binary.function, binary.shared, binary.threads, flattened(one.arguments))
+        Program(binary.code, binary.function, binary.shared, binary.threads, flattened(one.arguments), one.resident)
         for one, binary in zip(launches, binaries, strict=True)
     )
     reports = {one.name: binary.report for one, binary in zip(launches, binaries, strict=True)}

@@ -12,10 +12,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from attnc.backends.triton.recipe import Buffer, Extent, Launch, Recipe, Value
+from attnc.backends.triton.recipe import Box, Buffer, Extent, Launch, Layout, Recipe, Value
 
 Number: TypeAlias = "int | float"
-Execute: TypeAlias = "Callable[[int, int, Callable[[Value], Tensor | Number]], None]"
+Execute: TypeAlias = "Callable[[int, int, Callable[[Value | Box], Tensor | Number]], None]"
 """Runs the launch at a place of the recipe with so many programs; the last argument binds its values."""
 
 TORCH_TYPES = {
@@ -64,7 +64,9 @@ class Call:
     sizes: dict[str, int]
     parameters: dict[str, Number]
 
-    def bind(self, value: Value) -> Tensor | Number:
+    def bind(self, value: Value | Box) -> Tensor | Number:
+        if isinstance(value, Box):
+            return self.tensors[value.name]
         match value.kind:
             case "tensor":
                 return self.tensors[value.name]
@@ -115,7 +117,7 @@ def run(
             tensor.zero_()
         return
     call, given = _call(recipe, q, k, v, inputs, parameters, sizes)
-    call.tensors["out"] = _laid_out(out, recipe.layouts["out"].align, copy=False)
+    call.tensors["out"] = _laid_out(out, recipe.layouts["out"], copy=False)
     written = dict(zip(recipe.saved, saved, strict=True)) | ({} if lse is None else {"lse": lse})
     for name, tensor in written.items():
         call.tensors[name] = _plain(tensor, tensor.dtype)
@@ -146,12 +148,12 @@ def run_backward(
     call, given = _call(recipe, q, k, v, inputs, parameters, sizes)
     for name, tensor in zip(recipe.reads, reads, strict=True):
         layout = recipe.layouts.get(name)
-        call.tensors[name] = _laid_out(tensor, layout.align) if layout else _last_contiguous(tensor)
+        call.tensors[name] = _laid_out(tensor, layout) if layout else _last_contiguous(tensor)
     written = {name: tensor for (name, _), tensor in zip(recipe.results, results, strict=True)}
     for name, kind in recipe.results:
         tensor, layout = written[name], recipe.layouts.get(name)
         if layout is not None and tensor.dim() == 4 and tensor.dtype == TORCH_TYPES[kind]:
-            call.tensors[name] = _laid_out(tensor, layout.align, copy=False)
+            call.tensors[name] = _laid_out(tensor, layout, copy=False)
         else:
             call.tensors[name] = _plain(tensor, TORCH_TYPES[kind])
     for at, launch in enumerate(recipe.launches):
@@ -182,7 +184,7 @@ def _call(
     call = Call({}, sizes, dict(zip(recipe.parameters, parameters, strict=True)))
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         layout = recipe.layouts.get(name)
-        call.tensors[name] = _laid_out(tensor, layout.align) if layout else _last_contiguous(tensor)
+        call.tensors[name] = _laid_out(tensor, layout) if layout else _last_contiguous(tensor)
     given = dict(zip(recipe.inputs, inputs, strict=True))
     call.tensors |= {name: _last_contiguous(tensor) for name, tensor in given.items()}
     return call, given
@@ -249,14 +251,18 @@ def _last_contiguous(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _laid_out(tensor: Tensor, align: int, copy: bool = True) -> Tensor:
+def _laid_out(tensor: Tensor, layout: Layout, copy: bool = True) -> Tensor:
     """``tensor``, or an aligned contiguous one like it, with its elements if ``copy``."""
-    step = max(1, align // tensor.element_size())
+    step = max(1, layout.align // tensor.element_size())
+    least = 1 if layout.boxed else 0
     strides = tensor.stride()
     fits = (
         (strides[-1] == 1 or tensor.shape[-1] == 1)
-        and tensor.data_ptr() % align == 0
-        and all(stride % step == 0 or size == 1 for stride, size in zip(strides[:-1], tensor.shape, strict=False))
+        and tensor.data_ptr() % layout.align == 0
+        and all(
+            (stride % step == 0 and stride >= least) or size == 1
+            for stride, size in zip(strides[:-1], tensor.shape, strict=False)
+        )
         and 0 <= strides[-2] < _LARGEST_STRIDE
     )
     if fits:

@@ -14,7 +14,7 @@ from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
-from attnc.backends.triton.recipe import Arguments, Launch, Value, leaves
+from attnc.backends.triton.recipe import ELEMENT_BYTES, Arguments, Box, Launch, Value, leaves
 from attnc.backends.triton.report import Report, read_report
 from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.vectors import split
@@ -41,12 +41,13 @@ class Binary:
 
 @dataclass(frozen=True, slots=True)
 class Compiled:
-    """A recipe with the binary of each launch."""
+    """A recipe with the binary of each launch; ``note`` says what was chosen, and why."""
 
     lowered: Lowered
     source: str
     binaries: tuple[Binary, ...]
     config: Config
+    note: str = ""
 
 
 def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
@@ -79,7 +80,7 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
 def compile_with(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:
     """Compile a plan with one configuration, whether it fits or not."""
     lowered = lower_plan_to_recipe(plan, workload, config, precision(target))
-    source = write_source(plan.program.name, lowered.functions)
+    source = write_source(plan.program.name, lowered.functions, lowered.library)
     module = import_source(plan.program.name, source)
     binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
     return Compiled(lowered, source, binaries, config)
@@ -93,7 +94,8 @@ def precision(target: Target) -> str:
 def compile_launch(launch: Launch, module: ModuleType, target: Target) -> Binary:
     """The binary of one launch."""
     import triton
-    from triton.compiler import ASTSource
+
+    from attnc.templates.hopper.gluon import source_of
 
     kernel = template(launch.family)
     slots = {slot: getattr(module, name) for slot, name in launch.slots.items()}
@@ -106,13 +108,18 @@ def compile_launch(launch: Launch, module: ModuleType, target: Target) -> Binary
         (places[name], *path): [["tt.divisibility", value.divisible]]
         for name, tree in launch.arguments.items()
         for path, value in leaves(tree)
-        if value.divisible > 1
+        if isinstance(value, Value) and value.divisible > 1
     }
-    source = ASTSource(kernel, signature, {(places[name],): value for name, value in constants.items()}, hints)
+    source = source_of(kernel, signature, {(places[name],): value for name, value in constants.items()}, hints)
     options = {"num_warps": launch.warps, "num_stages": max(1, launch.stages)}
+    options |= {"maxnreg": launch.registers} if launch.registers else {}
     with sound_assembler(_capability(target)) if target.kind == "cuda" else nullcontext():
         made = triton.compile(source, target=_gpu(target), options=options)
     metadata = made.metadata
+    boxes = [value for tree in launch.arguments.values() for _, value in leaves(tree) if isinstance(value, Box)]
+    for box, meta in zip(boxes, getattr(metadata, "tensordesc_meta", None) or (), strict=True):
+        if (tuple(meta["block_size"]), 16 << meta["swizzle"]) != (box.moved, box.swizzle or 16):
+            raise CompileError(f"{launch.name}: Triton lays {box} out as {meta}")
     for scratch in ("global_scratch_size", "profile_scratch_size"):
         if getattr(metadata, scratch, 0):
             raise CompileError(f"the kernel {launch.name} wants {scratch}, which this backend does not pass")
@@ -128,6 +135,11 @@ def compile_launch(launch: Launch, module: ModuleType, target: Target) -> Binary
 
 
 def _types(arguments: Arguments) -> Any:
+    if isinstance(arguments, Box):
+        from attnc.templates.hopper.gluon import descriptor_type
+
+        bits = 8 * ELEMENT_BYTES[arguments.type]
+        return descriptor_type(arguments.type, arguments.block, arguments.swizzle, bits)
     return arguments.type if isinstance(arguments, Value) else tuple(map(_types, arguments))
 
 

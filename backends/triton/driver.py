@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from attnc.backends.protocol import Target
-from attnc.backends.triton.recipe import Value
+from attnc.backends.triton.descriptors import Descriptors
+from attnc.backends.triton.recipe import Box, Value
 
 _LIBRARIES = {
     "cuda": ("libcuda.so.1", "libcuda.so"),
@@ -21,6 +22,8 @@ _LIBRARIES = {
 _PREFIX = {"cuda": "cu", "hip": "hip"}
 _MAX_DYNAMIC_SHARED = 8
 _STATIC_SHARED = 48 * 1024
+
+_ZERO = ctypes.c_int64(0)
 
 CValue: TypeAlias = ctypes.c_void_p | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float
 
@@ -31,13 +34,14 @@ class DriverError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One kernel to start: its code, its entry, and what a launch of it needs."""
+    """One kernel to start: its code, its entry, and what a launch of it needs; ``resident`` as in ``Launch``."""
 
     code: bytes
     function: str
     shared: int
     threads: int
-    values: tuple[Value, ...]
+    values: tuple[Value | Box, ...]
+    resident: bool = False
 
 
 @dataclass(slots=True)
@@ -49,6 +53,10 @@ class Driver:
     _library: ctypes.CDLL | None = None
     _functions: dict[tuple[int, int], ctypes.c_void_p] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _descriptors: Descriptors = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._descriptors = Descriptors(self._call)
 
     def start(self, at: int, blocks: int, arguments: Sequence[Tensor | int | float], device: torch.device) -> None:
         """Launch kernel ``at`` on the current stream of ``device``."""
@@ -56,11 +64,22 @@ class Driver:
         index = device.index if device.index is not None else torch.cuda.current_device()
         self._enter(index)
         function = self._functions.get((at, index)) or self._load(at, index)
-        held: list[CValue] = [
-            _argument(value, argument) for value, argument in zip(program.values, arguments, strict=True)
-        ]
-        held += [ctypes.c_void_p(0), ctypes.c_void_p(0)]  # Triton's scratch memories, which these kernels do not use
-        pointers = (ctypes.c_void_p * len(held))(*(ctypes.addressof(argument) for argument in held))
+        if program.resident:
+            blocks = min(blocks, torch.cuda.get_device_properties(index).multi_processor_count)
+        held: list[object] = []
+        places: list[int] = []
+        for value, argument in zip(program.values, arguments, strict=True):
+            if isinstance(value, Box):
+                assert isinstance(argument, Tensor), f"`{value.name}` is a tensor"
+                room, place = self._descriptors.find(value, argument)
+                held.append(room)
+                # Triton passes shape and strides along, which kernels that are given descriptors do not read
+                places += [place, *[ctypes.addressof(_ZERO)] * (2 * len(value.block))]
+            else:
+                held.append(number := _argument(value, argument))
+                places.append(ctypes.addressof(number))
+        places += [ctypes.addressof(_ZERO)] * 2  # Triton's scratch memories, which these kernels do not use
+        pointers = (ctypes.c_void_p * len(places))(*places)
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
         launch = "LaunchKernel" if self.target.kind == "cuda" else "ModuleLaunchKernel"
         self._call(

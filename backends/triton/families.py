@@ -7,6 +7,10 @@ from typing import Any
 
 def template(family: str) -> Any:
     """The kernel of a family."""
+    if family == "hopper":
+        from attnc.templates.hopper.forward import forward
+
+        return forward
     from attnc.templates.triton.scatter import scatter, settle
     from attnc.templates.triton.stream import stream
     from attnc.templates.triton.tiles import tiles

@@ -11,7 +11,7 @@ from torch import Tensor
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.families import template
 from attnc.backends.triton.module import import_source, write_source
-from attnc.backends.triton.recipe import Arguments, Value
+from attnc.backends.triton.recipe import Arguments, Box, Value
 
 
 def is_interpreting() -> bool:
@@ -26,13 +26,13 @@ class Interpreter:
 
     def __init__(self, name: str, lowered: Lowered) -> None:
         self._launches = lowered.recipe.launches
-        self._module = import_source(name, write_source(name, lowered.functions))
+        self._module = import_source(name, write_source(name, lowered.functions, lowered.library))
 
-    def __call__(self, at: int, programs: int, bind: Callable[[Value], Tensor | int | float]) -> None:
+    def __call__(self, at: int, programs: int, bind: Callable[[Value | Box], Tensor | int | float]) -> None:
         launch = self._launches[at]
 
         def bound(arguments: Arguments) -> Any:
-            return bind(arguments) if isinstance(arguments, Value) else tuple(map(bound, arguments))
+            return tuple(map(bound, arguments)) if isinstance(arguments, tuple) else bind(arguments)
 
         values = {name: bound(tree) for name, tree in launch.arguments.items()}
         slots = {slot: getattr(self._module, name) for slot, name in launch.slots.items()}

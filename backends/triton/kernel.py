@@ -16,7 +16,7 @@ from attnc.backends.triton.driver import Driver, DriverError, Program
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(slots=True)
@@ -185,6 +185,7 @@ def _load(
                 saved["shared"],
                 saved["threads"],
                 flattened(launch.arguments),
+                launch.resident,
             )
             for launch, saved in zip(recipe.launches, manifest["programs"], strict=True)
         )

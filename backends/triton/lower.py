@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from attnc.analyse.invariance import free_maxima
 from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import Config
+from attnc.backends.triton.hopper.configs import HopperConfig
+from attnc.backends.triton.hopper.walk import Walk, add_walk
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Recipe
 from attnc.backends.triton.rewrites import dots_of, is_bounded, is_lanewise, rewritten, vanishes, widths
@@ -71,7 +74,8 @@ class _Lowering:
             self.assembly.layouts,
             tuple(f"saved.{name}" for name in self.workload.saved),
         )
-        return Lowered(recipe, tuple(self.assembly.texts))
+        library = "hopper" if isinstance(self.config, HopperConfig) else "triton"
+        return Lowered(recipe, tuple(self.assembly.texts), library)
 
     @property
     def lanewise(self) -> bool:
@@ -130,7 +134,7 @@ class _Lowering:
         self.assembly.add_ranges(functions, "keys")
         slots.add_rows(functions, reads)
         slots.add_visible(functions, mask, dots, reads)
-        result = slots.add_step(functions, step, marks, dots, reads)
+        result = slots.add_step(functions, step, marks, dots, reads, free_maxima(self.plan))
 
         names = (*(one.name for one in step.statistics), *((SEEN,) if marks else ()))
         sums = tuple(one.name for one in step.accumulators)
@@ -168,7 +172,12 @@ class _Lowering:
             numbers,
         )
         starts = [LOWEST if x == SEEN or step.statistics[n].op == "max" else 0.0 for n, x in enumerate(names)]
-        self.assembly.walk(f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
+        if isinstance(self.config, HopperConfig):
+            added = [one.op == "sum" for one in step.statistics] + [False] * marks
+            walk = Walk(functions, table, starts, added, outputs, buffers)
+            add_walk(self.assembly, f"pass{at}", self.config, walk)
+        else:
+            self.assembly.walk(f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
         self.leave(step, kept, keep, vectors)
 
     def leave(self, step: Pass, kept: tuple[str, ...], keep: list[Input], vectors: list[Input]) -> None:

@@ -89,6 +89,7 @@ class Printer:
     uses: Counter[Node] = field(default_factory=Counter)
     memo: dict[tuple[Node, Lane | None], Text] = field(default_factory=dict)
     vectors: dict[Node, Text] = field(default_factory=dict)
+    inverses: dict[Node, Text] = field(default_factory=dict)
 
     def expect(self, *roots: Node) -> None:
         """Count the uses in ``roots``, so that what is used twice becomes a variable."""
@@ -267,6 +268,11 @@ class Printer:
 
     def _vector(self, node: Node, lane: Lane) -> Text:
         match node:
+            case Apply(op="div", args=(x, by)) if not by.is_vector and not isinstance(by, Literal):
+                if by not in self.inverses:  # one division a token, not one a lane
+                    text = f"1.0 / {self.scalar(by).within(PRODUCT + 1)}"
+                    self.inverses[by] = self.variable("inverse", Text(text), node)
+                return Text(f"{self.vector(x, lane).within(PRODUCT)} * {self.inverses[by].text}", PRODUCT)
             case Apply(args=args):
                 return self._apply(node, [self.vector(arg, lane) for arg in args])
             case Read():

@@ -27,8 +27,41 @@ class Value:
     divisible: int = 1
 
 
-Arguments: TypeAlias = "Value | tuple[Arguments, ...]"
-"""A value, or a tuple of such: kernels take tuples."""
+@dataclass(frozen=True, slots=True)
+class Box:
+    """What one copy by TMA moves of a tensor: the argument is a descriptor.
+
+    Attributes:
+        type: of the elements, as in ``Value`` without the star.
+        name: of the tensor.
+        lo: where the lanes begin, along its last dimension.
+        valid: how many lanes there are; 0 for all. Beyond them zeros are read, and nothing is written.
+        block: the shape of what is moved, of the rank of the tensor.
+    """
+
+    type: str
+    name: str
+    lo: int
+    valid: int
+    block: tuple[int, ...]
+
+    @property
+    def swizzle(self) -> int:
+        """Bytes of a row in shared memory after which rows are permuted; 0 for none."""
+        row = self.block[-1] * ELEMENT_BYTES[self.type]
+        return min(row, 128) if len(self.block) > 2 and self.block[-2] > 1 else 0
+
+    @property
+    def moved(self) -> tuple[int, ...]:
+        """The shape that the hardware moves at once: rows no longer than the swizzle."""
+        last = self.block[-1]
+        return (*self.block[:-1], min(last, self.swizzle // ELEMENT_BYTES[self.type]) if self.swizzle else last)
+
+
+ELEMENT_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2}
+
+Arguments: TypeAlias = "Value | Box | tuple[Arguments, ...]"
+"""A value, a descriptor, or a tuple of such: kernels take tuples."""
 
 Constant: TypeAlias = "int | float | str | tuple[Constant, ...]"
 
@@ -62,7 +95,7 @@ class Launch:
 
     Attributes:
         name: unique within a plan.
-        family: the template: ``stream``, ``token`` or ``tiles``.
+        family: the template: ``stream``, ``hopper``, ``token`` or ``tiles`` ...
         arguments: run-time arguments by name.
         constants: compile-time arguments by name, slots excepted.
         slots: names of slot functions by argument.
@@ -72,6 +105,8 @@ class Launch:
             parameters, and may therefore be kept; ``None`` otherwise.
         warps: of a program.
         stages: of its software pipeline.
+        registers: of a thread when it starts, where the kernel moves them between warps; 0 for as many as it needs.
+        resident: whether one program for each multiprocessor is enough: they take what is to be done from a counter.
     """
 
     name: str
@@ -84,16 +119,20 @@ class Launch:
     reads: tuple[str, ...] | None = None
     warps: int = 4
     stages: int = 1
+    registers: int = 0
+    resident: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
     """What the kernels take for granted of a tensor of the call: its last axis is contiguous, and
 
-    ``align`` divides the address and the other strides in bytes. A tensor that is otherwise is copied first.
+    ``align`` divides the address and the other strides in bytes; ``boxed`` are those that descriptors are made of,
+    which have no stride 0. A tensor that is otherwise is copied first.
     """
 
     align: int
+    boxed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,9 +154,9 @@ class Recipe:
     results: tuple[tuple[str, str], ...] = ()
 
 
-def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value]]:
-    """Every value with its path, in the order in which Triton flattens tuples."""
-    if isinstance(arguments, Value):
+def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value | Box]]:
+    """Every value and descriptor with its path, in the order in which Triton flattens tuples."""
+    if not isinstance(arguments, tuple):
         yield (), arguments
         return
     for at, inner in enumerate(arguments):
@@ -131,7 +170,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "inputs": list(recipe.inputs),
         "parameters": list(recipe.parameters),
         "extents": list(recipe.extents),
-        "layouts": {name: layout.align for name, layout in recipe.layouts.items()},
+        "layouts": {name: [layout.align, layout.boxed] for name, layout in recipe.layouts.items()},
         "saved": list(recipe.saved),
         "reads": list(recipe.reads),
         "results": [list(one) for one in recipe.results],
@@ -144,12 +183,26 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
     return {
         "name": launch.name,
         "family": launch.family,
-        "arguments": [[v.type, v.kind, v.name, v.dim, v.divisible] for v in values],
+        "arguments": [_value_to_json(value) for value in values],
         "grid": [[e.size, e.block] for e in launch.grid],
         "buffers": [[b.name, b.type, [[e.size, e.block] for e in b.extents], b.like, b.zeroed] for b in launch.buffers],
         "reads": None if launch.reads is None else list(launch.reads),
         "warps": launch.warps,
+        "resident": launch.resident,
     }
+
+
+def _value_to_json(value: Value | Box) -> list[Any]:
+    if isinstance(value, Box):
+        return ["box", value.type, value.name, value.lo, value.valid, list(value.block)]
+    return [value.type, value.kind, value.name, value.dim, value.divisible]
+
+
+def _value_from_json(fields: list[Any]) -> Value | Box:
+    if fields[0] == "box":
+        _, kind, name, lo, valid, block = fields
+        return Box(kind, name, lo, valid, tuple(block))
+    return Value(*fields)
 
 
 def from_json(data: dict[str, Any]) -> Recipe:
@@ -163,7 +216,7 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple(data["inputs"]),
         tuple(data["parameters"]),
         tuple(data["extents"]),
-        {name: Layout(align) for name, align in data["layouts"].items()},
+        {name: Layout(*fields) for name, fields in data["layouts"].items()},
         tuple(data["saved"]),
         tuple(data["reads"]),
         tuple((name, kind) for name, kind in data["results"]),
@@ -174,7 +227,7 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
     return Launch(
         name=data["name"],
         family=data["family"],
-        arguments={"": tuple(Value(*fields) for fields in data["arguments"])},
+        arguments={"": tuple(_value_from_json(fields) for fields in data["arguments"])},
         constants={},
         slots={},
         grid=tuple(Extent(*fields) for fields in data["grid"]),
@@ -184,4 +237,5 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
         ),
         reads=None if data["reads"] is None else tuple(data["reads"]),
         warps=data["warps"],
+        resident=data["resident"],
     )

@@ -16,6 +16,9 @@ _TENSOR_CORE = {
     "hip": r"\bv_mfma_\S+",
 }
 
+_SERIALISED = r"\(C75\d\d\).*serialized"
+"""What ptxas says where it waits for each ``wgmma``: C7510 to C7519, by the reason why."""
+
 
 @dataclass(frozen=True, slots=True)
 class Report:
@@ -26,6 +29,7 @@ class Report:
         registers: 32-bit registers of a thread.
         spilled: bytes of a thread's registers that did not fit.
         tensor_core: matrix instructions in the assembly, and ``kinds``, their distinct names without types.
+        serialised: whether the assembler makes each of them wait for the one before, where it was asked.
     """
 
     shared: int
@@ -33,23 +37,41 @@ class Report:
     spilled: int
     tensor_core: int
     kinds: tuple[str, ...]
+    serialised: bool = False
+
+
+SPARED = {"hopper": 64}
+"""Bytes of spills that kernels of a family may have: in that one, numbers that wait for the end of a tile."""
+
+
+def fault_in(report: Report, family: str, shared: int) -> str | None:
+    """What a report holds against a kernel on a machine with ``shared`` bytes of shared memory."""
+    if report.shared > shared:
+        return f"takes {report.shared} bytes of shared memory, there are {shared}"
+    if report.spilled > SPARED.get(family, 0):
+        return f"spills {report.spilled} bytes of registers"
+    if report.serialised:
+        return "waits for every matrix product before it begins the next"
+    return None
 
 
 def read_report(code: bytes, assembly: str, shared: int, target: Target) -> Report:
     """The report of a cubin or hsaco, and its PTX or amdgcn text."""
     found = re.findall(_TENSOR_CORE[target.kind], assembly)
     kinds = tuple(sorted({".".join(name.split(".")[:2]) if target.kind == "cuda" else name for name in found}))
+    serialised = False
     if target.kind == "hip":
         registers, spilled = _amd(assembly)
     else:
-        registers, spilled = _nvidia(code, assembly)
-    return Report(shared, registers, spilled, len(found), kinds)
+        registers, spilled, serialised = _nvidia(code, assembly)
+    return Report(shared, registers, spilled, len(found), kinds, serialised)
 
 
-def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int]:
-    """Registers of a cubin, and bytes spilled.
+def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int, bool]:
+    """Registers of a cubin, bytes spilled, and whether matrix products are serialised.
 
-    A stack is a sign of spills, but exact sines have one too; the assembler is then asked to tell them apart.
+    A stack is a sign of spills, but exact sines have one too; the assembler is then asked to tell them apart. It is
+    also asked of kernels that give registers from some warps to others: their products are meant to overlap.
     """
     import triton
 
@@ -62,14 +84,15 @@ def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int]:
         if usage is None:
             raise RuntimeError(f"cuobjdump said nothing of registers: {said}")
         registers, stack, local = map(int, usage.groups())
-        if stack + local == 0:
-            return registers, 0
+        if stack + local == 0 and "setmaxnreg" not in ptx:
+            return registers, 0, False
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)
         arch = re.search(r"\.target (sm_(\d+)\w*)", ptx)
         assert arch is not None, "PTX names its target"
         said = _run(assembler(int(arch[2])).path, "-v", f"--gpu-name={arch[1]}", str(source), "-o", str(path))
-        return registers, sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", said)))
+        spilled = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", said)))
+        return registers, spilled, re.search(_SERIALISED, said) is not None
 
 
 def _run(*command: str) -> str:

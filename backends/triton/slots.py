@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal as OneOf
 from typing import TypeAlias
@@ -130,8 +130,18 @@ class StepResult:
     factors: tuple[int, ...]
 
 
-def add_step(functions: Functions, step: Pass, seen: bool, dots: Sequence[Dot], reads: Sequence[Read]) -> StepResult:
-    """Write ``STEP``; ``seen`` asks for a state that tells rows which have seen a key."""
+def add_step(
+    functions: Functions,
+    step: Pass,
+    seen: bool,
+    dots: Sequence[Dot],
+    reads: Sequence[Read],
+    shifts: Container[str] = (),
+) -> StepResult:
+    """Write ``STEP``; ``seen`` asks for a state that tells rows which have seen a key.
+
+    ``shifts`` names the maxima that no result depends on: :func:`attnc.analyse.invariance.free_maxima`.
+    """
     names = [statistic.name for statistic in step.statistics]
     printer = functions.printer(taken=[*names, SEEN])
     _known_dots(printer, dots)
@@ -139,7 +149,7 @@ def add_step(functions: Functions, step: Pass, seen: bool, dots: Sequence[Dot], 
     before = {name: printer.given(f"{name}_before", f"state[{at}]") for at, name in enumerate(names)}
     terms = [factored(s.term)[1] if s.op == "max" else s.term for s in step.statistics]
     printer.expect(*terms, *(a.term for a in step.accumulators))
-    writer = _Step(printer, before)
+    writer = _Step(printer, before, shifts)
     for statistic in step.statistics:
         if statistic.op == "max":
             writer.maximum(statistic.name, statistic.term)
@@ -168,10 +178,11 @@ def add_step(functions: Functions, step: Pass, seen: bool, dots: Sequence[Dot], 
 
 @dataclass(slots=True)
 class _Step:
-    """The statements of a step so far; ``before`` names the states it began with."""
+    """The statements of a step so far; ``before`` names the states it began with, ``shifts`` maxima that may lag."""
 
     printer: Printer
     before: dict[str, str]
+    shifts: Container[str]
     moved: dict[Node, str] = field(default_factory=dict)
     weights: dict[Node, str] = field(default_factory=dict)
 
@@ -185,13 +196,15 @@ class _Step:
         pair = self.named(spread(rest, self.printer.scalar(rest)), f"{name}_term")
         scale = "" if factor == 1.0 else f" * {factor!r}"
         seen = f"tl.where(visible, {pair}, {MINUS_INFINITY}) if MASKED else {pair}"
-        self.printer.lines.append(f"{name} = tl.maximum({self.before[name]}, tl.max({seen}, 1){scale})")
+        larger = "lib.shift_max" if name in self.shifts else "tl.maximum"
+        self.printer.lines.append(f"{name} = {larger}({self.before[name]}, tl.max({seen}, 1){scale})")
         self._define(name)
 
     def sum(self, name: str, term: Node, shift: Node | None) -> None:
-        factor = "" if shift is None else f" * {self.factor(shift)}"
         weight = self.weight(term, f"{name}_term")
-        self.printer.lines.append(f"{name} = {self.before[name]}{factor} + tl.sum({weight}, 1)")
+        before = self.before[name]
+        total = f"add_sum({before}" if shift is None else f"row_sum({before}, {self.factor(shift)}"
+        self.printer.lines.append(f"{name} = lib.{total}, {weight})")
         self._define(name)
 
     def _define(self, name: str) -> None:

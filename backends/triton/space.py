@@ -13,6 +13,7 @@ from attnc.backends.triton.compiling import width_of
 from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_width
 from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, candidates
 from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
+from attnc.backends.triton.report import fault_in
 from attnc.plan import Plan
 
 TILES = (16, 32, 64, 128, 256)
@@ -83,9 +84,7 @@ def tiles_of(settings: Settings) -> Configs:
 def rejection(kernel: Kernel | BackwardKernel, target: Target) -> str | None:
     """Why the compiler's report of a kernel says that it will not do."""
     assert isinstance(kernel, DeviceKernel | DeviceBackward), "only what was compiled has reports"
-    for name, report in kernel.report().items():
-        if report.shared > SHARED_MEMORY[target.arch]:
-            return f"{name} takes {report.shared} bytes of shared memory, there are {SHARED_MEMORY[target.arch]}"
-        if report.spilled:
-            return f"{name} spills {report.spilled} bytes of registers"
+    for launch in kernel.recipe.launches:
+        if fault := fault_in(kernel.report()[launch.name], launch.family, SHARED_MEMORY[target.arch]):
+            return f"{launch.name} {fault}"
     return None

@@ -168,6 +168,24 @@ def rope_angle(position, pair, base, ROTATED: tl.constexpr):
 
 
 @triton.jit
+def shift_max(before, x):
+    """A running maximum that only shifts exponents; other families may let it lag."""
+    return tl.maximum(before, x)
+
+
+@triton.jit
+def row_sum(before, factor, x):
+    """``before * factor`` plus the sum of ``x`` over the keys of a tile; other families may put off parts of it."""
+    return before * factor + tl.sum(x, 1)
+
+
+@triton.jit
+def add_sum(before, x):
+    """The same of a sum that is never rescaled."""
+    return before + tl.sum(x, 1)
+
+
+@triton.jit
 def rescale(before, after):
     """The factor for what was summed relative to ``before``; 1 where nothing moved, also at infinity."""
     return tl.where(before == after, 1.0, tl.exp2((before - after) * LOG2E))

@@ -1,0 +1,1 @@
+"""Kernel families for NVIDIA Hopper in Gluon, with the slots of the portable families."""

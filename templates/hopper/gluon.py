@@ -1,0 +1,37 @@
+"""All that these kernels take from Gluon, in one place: what a later Triton renames is mended here."""
+
+from typing import Any
+
+from triton.compiler import ASTSource
+from triton.experimental import gluon as _gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon._runtime import GluonASTSource
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+from triton.language.core import _aggregate as aggregate
+
+jit = _gluon.jit
+constexpr_function = _gluon.constexpr_function
+
+__all__ = [
+    "aggregate", "constexpr_function", "descriptor_type", "fence_async_shared", "gl", "jit", "mbarrier", "source_of",
+    "tma", "warpgroup_mma", "warpgroup_mma_wait",
+]  # fmt: skip
+
+
+def source_of(kernel: Any, signature: dict[str, Any], constants: dict[Any, Any], hints: dict[Any, Any]) -> ASTSource:
+    """What ``triton.compile`` takes, of a kernel in Triton or in Gluon."""
+    make = GluonASTSource if isinstance(kernel, _gluon._runtime.GluonJITFunction) else ASTSource
+    return make(kernel, signature, constants, hints)
+
+
+def descriptor_type(element: str, block: tuple[int, ...], swizzle: int, bits: int) -> str:
+    """A TMA descriptor made by the host, in the notation of signatures."""
+    shape = ", ".join(map(str, block))
+    layout = f"NVMMASharedLayout(swizzle_byte_width={swizzle}, element_bitwidth={bits}, rank={len(block)})"
+    return f"tensordesc<{element}[{shape}],{layout}>"
