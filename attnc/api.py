@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from attnc.autotune.request import chooser
 from attnc.backends.protocol import Kernel, Target, Workload
 from attnc.errors import ArgumentError, did_you_mean
 from attnc.grammar.diagnostic import SpecError
@@ -21,6 +22,7 @@ from attnc.targets import backend_for, parse_target
 if TYPE_CHECKING:
     from attnc.bundle import Variant
 
+TUNING = ("cached", "off", "on")
 DTYPES = ("bf16", "f16", "f32", "f64")
 DEFAULT_DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("f32", "bf16"),
@@ -39,6 +41,7 @@ def load(
     name: str | None = None,
     *,
     backend: str | None = None,
+    tune: str = "cached",
     search: Sequence[PathLike] = (),
     constants: Constants | None = None,
     **more_constants: int | float | bool,
@@ -49,6 +52,8 @@ def load(
         path: a ``.attn`` file, or the folder of a bundle.
         name: which attention of the file, if it has several. ``"f.attn:name"`` as ``path`` says the same.
         backend: ``"triton"`` or ``"tvm"`` instead of the usual one of a device.
+        tune: ``"cached"`` applies what ``attnc tune`` found for a call's hardware and bucket of sizes; ``"off"`` does
+            not; ``"on"`` also tunes, in the call, what was not tuned yet.
         search: folders besides the file's own in which imports are looked for.
         constants: values for the ``const`` declarations of the spec.
         more_constants: the same as keywords.
@@ -69,7 +74,7 @@ def load(
         return Op(bundle.program, bundle)
     where, name = split_name(where, name)
     source = Source(str(where), where.read_text(encoding="utf-8"))
-    return _op(Spec(source, name, given, (where.parent, *map(Path, search))), backend)
+    return _op(Spec(source, name, given, (where.parent, *map(Path, search))), backend, tune)
 
 
 def loads(
@@ -77,6 +82,7 @@ def loads(
     name: str | None = None,
     *,
     backend: str | None = None,
+    tune: str = "cached",
     search: Sequence[PathLike] = (),
     constants: Constants | None = None,
     **more_constants: int | float | bool,
@@ -85,12 +91,15 @@ def loads(
     if not isinstance(text, str):
         raise ArgumentError("text", f"a spec is a str, found {type(text).__name__}")
     spec = Spec(Source("<string>", text), name, {**(constants or {}), **more_constants}, tuple(map(Path, search)))
-    return _op(spec, backend)
+    return _op(spec, backend, tune)
 
 
-def _op(spec: Spec, backend: str | None) -> Op:
+def _op(spec: Spec, backend: str | None, tune: str) -> Op:
+    if tune not in TUNING:
+        raise ArgumentError("tune", f"tune is one of {', '.join(TUNING)}{did_you_mean(tune, TUNING)}, found `{tune}`")
     checked = recall_spec(spec)
-    return Op(checked.program, JustInTime(checked, backend))
+    tag = "" if tune == "cached" else f"tune={tune}"
+    return Op(checked.program, JustInTime(checked, backend, chooser(tune), tag))
 
 
 def split_name(path: Path, name: str | None) -> tuple[Path, str | None]:

@@ -154,7 +154,18 @@ class JustInTime:
         """What the chooser says of a kernel."""
         backend = backend_for(target, self._backend)
         return self._choose(
-            Request(self.program, direction, wants, widths, workload, target, backend, sizes, lambda: subject(widths))
+            Request(
+                self.program,
+                self._meaning,
+                direction,
+                wants,
+                widths,
+                workload,
+                target,
+                backend,
+                sizes,
+                lambda: subject(widths),
+            )
         )
 
     def _training_key(

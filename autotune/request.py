@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import Backend, Config, Space, Target, Workload
@@ -19,10 +19,12 @@ Direction: TypeAlias = Literal["forward", "backward"]
 class Request:
     """One kernel of ``program``, for calls like one of ``sizes``.
 
+    ``meaning`` is that of :class:`attnc.jit.Checked`: the canonical text, and the order of names in it.
     ``wants`` names the arguments whose gradients a backward gives; ``subject`` gives the plan or the backward.
     """
 
     program: Program
+    meaning: tuple[Any, ...]
     direction: Direction
     wants: tuple[str, ...]
     widths: tuple[int, int]
@@ -43,3 +45,22 @@ Chooser: TypeAlias = Callable[[Request], Config]
 def untuned(request: Request) -> Config:
     """The choice of the backend, always."""
     return MappingProxyType({})
+
+
+def chooser(tune: str) -> Chooser:
+    """The chooser of ``attnc.load(..., tune=...)``; what it needs is imported when a kernel is asked for."""
+    if tune == "off":
+        return untuned
+
+    def choose(request: Request) -> Config:
+        if not request.sizes:
+            return {}
+        if tune == "cached":
+            from attnc.autotune.lookup import cached
+
+            return cached(request)
+        from attnc.autotune.session import tune_now
+
+        return tune_now(request)
+
+    return choose

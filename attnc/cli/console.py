@@ -27,6 +27,7 @@ class Exit(enum.IntEnum):
     SPEC = 1
     USAGE = 2
     TARGET = 3
+    INTERRUPTED = 130
 
 
 @contextmanager

@@ -103,6 +103,48 @@ def compile(
 
 
 @app.command()
+def tune(
+    spec: SpecArgument,
+    target: TargetName,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shapes", "-s", metavar="B=1,H=8,N=1024,D=64", help="Sizes of a call. May be repeated."),
+    ] = None,
+    budget: Annotated[str, typer.Option("--budget", help="Trials (200) or seconds (60s) for each kernel.")] = "60s",
+    dtype: Annotated[list[str] | None, typer.Option("--dtype", help="bf16, f16, f32 or f64. May be repeated.")] = None,
+    grad: Annotated[bool, typer.Option("--grad", help="Also the kernels of training.")] = False,
+    wrt: Annotated[str, typer.Option("--wrt", help="The arguments that training needs gradients of.")] = "q,k,v",
+    lse: Annotated[bool, typer.Option("--lse", help="Kernels that return the log-sum-exp.")] = False,
+    define: Definitions = None,
+    backend: Annotated[str | None, typer.Option("--backend", help="triton or tvm, instead of the usual one.")] = None,
+    store: Annotated[Path | None, typer.Option("--store", help="A folder for results, not the user's own.")] = None,
+    storage: Annotated[
+        str | None,
+        typer.Option("--storage", help="A journal (path) or database (URL) through which processes share the work."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Spend the budget on top of what is stored.")] = False,
+    missing: Annotated[bool, typer.Option("--missing", help="Only what was never tuned to the end.")] = False,
+    cold: Annotated[bool, typer.Option("--cold", help="Begin without the best of neighbouring results.")] = False,
+    require_hit: Annotated[bool, typer.Option("--require-hit", help="Tune nothing; fail if anything is not.")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes that compile. [one a core]")] = 0,
+) -> None:
+    """Find the fastest configs of a spec on this machine, and keep them for attnc.load."""
+    from attnc.autotune.lookup import user_store
+    from attnc.autotune.store import Store
+    from attnc.cli import tune as tuning
+
+    with errors_reported():
+        gradients = [name.strip() for name in wrt.split(",")] if grad else []
+        constants = constants_of(define or [])
+        wanted = tuning.Wanted(spec, constants, target, backend, shapes or [], dtype or [], gradients, lse)
+        if require_hit:
+            tuning.require(wanted)
+        else:
+            where = Store(store) if store else user_store()
+            tuning.run(wanted, where, budget, storage, resume, missing, cold, jobs)
+
+
+@app.command()
 def doctor(as_json: Json = False) -> None:
     """Say what is installed, which targets work here, and why others do not."""
     doctoring.doctor(as_json)

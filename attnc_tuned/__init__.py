@@ -1,0 +1,1 @@
+"""Measured results that come with attnc: one bundle a kind of hardware, named by it."""
