@@ -24,9 +24,10 @@ def _threads() -> Iterator[None]:
 
 
 class Seen:
-    """A function that notes on which thread it ran, and the words it was given."""
+    """A function that notes on which thread it ran, and the words it was given; it waits until all threads came."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int) -> None:
+        self.all = threading.Barrier(threads, timeout=60)
         self.threads: list[int] = []
         self.words: list[list[int]] = []
         self.lock = threading.Lock()
@@ -35,7 +36,7 @@ class Seen:
         with self.lock:
             self.threads.append(threading.get_native_id())
             self.words.append(list((ctypes.c_int64 * (HEAD + 1)).from_address(call)))
-        time.sleep(0.02)  # no thread may come twice
+        self.all.wait()
 
 
 @pytest.mark.parametrize("openmp", [True, False])
@@ -45,7 +46,7 @@ def test_as_many_threads_as_torch_has(threads: int, openmp: bool, monkeypatch: p
         pytest.skip("torch has no OpenMP here")
     if not openmp:
         monkeypatch.setattr(launch_module, "_openmp", lambda: None)
-    seen = Seen()
+    seen = Seen(threads)
     torch.set_num_threads(threads)
     launch(callback(seen), [0] * HEAD + [7], phases=2, room=128)
     for phase in (0, 1):
@@ -64,7 +65,7 @@ def test_the_threads_are_those_of_torch() -> None:
     torch.set_num_threads(2)
     torch.randn(2000, 2000).sin()
     before = threads_of_process()
-    seen = Seen()
+    seen = Seen(2)
     launch(callback(seen), [0] * HEAD + [0], phases=1, room=64)
     assert set(seen.threads) <= before
 

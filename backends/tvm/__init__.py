@@ -39,6 +39,9 @@ class TvmBackend:
 
     def space(self, subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
         """How tiles can be cut."""
+        from attnc.backends.tvm.package import import_tvm
+
+        import_tvm()
         from attnc.backends.tvm.space import space_of
 
         return space_of(workload, target)

@@ -18,6 +18,7 @@ from attnc.backends.tvm.arguments import ENTRY
 from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
 from attnc.backends.tvm.launch import Function, callback, load_function
 from attnc.backends.tvm.link import Code, link
+from attnc.backends.tvm.package import import_tvm
 from attnc.ir.nodes import Literal, Node, Size
 from attnc.plan import Plan
 
@@ -30,6 +31,7 @@ def compile_plan(
     visibility: Visibility | None = None,
 ) -> CpuKernel:
     """The kernel of a plan for the processor of ``target``."""
+    import_tvm()
     from attnc.backends.tvm.lower import lower_plan_to_tir, map_dtype
     from attnc.backends.tvm.machine import machine_of
 
@@ -43,6 +45,7 @@ def compile_backward(
     backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
 ) -> CpuBackwardKernel:
     """The kernel of a derived backward for the processor of ``target``."""
+    import_tvm()
     from attnc.backends.tvm.backward import arrange, lower_backward_to_tir
     from attnc.backends.tvm.machine import machine_of
 

@@ -32,21 +32,11 @@ from attnc.ir.nodes import (
     Slice,
 )
 from attnc.templates.tvm import functions
-from attnc.templates.tvm.lanes import (
-    Memory,
-    Scratch,
-    Value,
-    constant,
-    fma,
-    join,
-    max_of_lanes,
-    maximum,
-    pointer,
-    select,
-    sum_of_lanes,
-    vector_of,
-)
+from attnc.templates.tvm.lanes import join, max_of_lanes, sum_of_lanes, vector_of
+from attnc.templates.tvm.memory import Memory, Scratch, pointer
+from attnc.templates.tvm.processor import fma
 from attnc.templates.tvm.products import index, pieces
+from attnc.templates.tvm.values import Value, constant, maximum, select
 
 STORED = {
     "bf16": "uint16",

@@ -19,7 +19,8 @@ from attnc.backends.tvm.space import default_of
 from attnc.backends.tvm.tokens import map_tokens
 from attnc.ir.program import Program
 from attnc.plan import Plan
-from attnc.templates.tvm.lanes import Memory, features
+from attnc.templates.tvm.memory import Memory
+from attnc.templates.tvm.processor import features
 from attnc.templates.tvm.products import Shape
 from attnc.templates.tvm.stream import stream
 from attnc.templates.tvm.tasks import Tasks

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from attnc.ir.nodes import Literal, Node
 from attnc.templates.tvm import functions
-from attnc.templates.tvm.lanes import Value, constant, intrinsic, maximum, minimum, select
+from attnc.templates.tvm.processor import intrinsic
+from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
 
 
 def operation(op: str, nodes: Sequence[Node], args: Sequence[Value], real: str) -> Value:

@@ -13,8 +13,9 @@ from attnc.ir.nodes import Dot, Literal, Node, Read, Reduce, Slice, Token
 from attnc.ir.program import Program
 from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass, Plan
-from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, select
+from attnc.templates.tvm.memory import Memory, Scratch
 from attnc.templates.tvm.products import pieces
+from attnc.templates.tvm.values import Value, constant, select
 from attnc.templates.tvm.walk import Product, Sum, Walk
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))

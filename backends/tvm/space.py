@@ -13,15 +13,17 @@ CHOICES = (
 )
 FEWEST = 3
 """Accumulators must be independent enough to hide the latency of a multiply-add."""
+ROWS = 64
+"""Rows of a tile of float32, about: few enough that its queries, scores and sums lie in the first cache."""
 CACHE = 512 * 1024
 """Bytes of the scores of a tile: they stay in the cache of a core."""
 
 
 def default_of(machine: Machine) -> Config:
     """How tiles are cut where nothing was tuned."""
-    if machine.registers >= 32:
-        return {"vectors": 2, "block": 8, "groups": 2, "keys": 64}
-    return {"vectors": 2, "block": 6, "groups": 4, "keys": 60}
+    vectors, keys = (4, 96) if machine.registers >= 32 else (2, 60)
+    lanes = machine.vector_bytes // 4
+    return {"vectors": vectors, "block": 6, "groups": max(1, ROWS // (vectors * lanes)), "keys": keys}
 
 
 def space_of(workload: Workload, target: Target) -> Space:

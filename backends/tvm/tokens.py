@@ -10,9 +10,9 @@ from attnc.ir import build
 from attnc.ir.nodes import Node
 from attnc.ir.program import Program
 from attnc.plan import TokenMap
-from attnc.templates.tvm.lanes import Value
 from attnc.templates.tvm.products import pieces
 from attnc.templates.tvm.tasks import Tasks
+from attnc.templates.tvm.values import Value
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))
 

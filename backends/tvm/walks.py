@@ -17,8 +17,9 @@ from attnc.ir import build
 from attnc.ir.nodes import Apply, Dot, Node, Read, Slice, Token
 from attnc.ir.traverse import rewrite
 from attnc.plan import Accumulator, Pass, Plan, Statistic
-from attnc.templates.tvm.lanes import Scratch, Value, constant
+from attnc.templates.tvm.memory import Scratch
 from attnc.templates.tvm.products import pieces
+from attnc.templates.tvm.values import Value, constant
 from attnc.templates.tvm.walk import Product
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))

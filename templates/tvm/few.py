@@ -9,8 +9,11 @@ from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.lanes import Memory, Registers, Value, constant, fma, minimum, sum_of_lanes
+from attnc.templates.tvm.lanes import sum_of_lanes
+from attnc.templates.tvm.memory import Memory, Registers
+from attnc.templates.tvm.processor import fma
 from attnc.templates.tvm.products import Shape, Source, index, pieces
+from attnc.templates.tvm.values import Value, constant, minimum
 
 ROWS = 8
 """The most rows that count as few: beyond, full tiles are cheaper even where half of their rows are missing."""

@@ -9,7 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from attnc.templates.tvm.lanes import Value, constant, fma, intrinsic, library, select
+from attnc.templates.tvm.lanes import library
+from attnc.templates.tvm.processor import features, fma, intrinsic, scale_by_powers
+from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
 
 
 def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
@@ -21,23 +23,26 @@ def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
 
 
 def exp(x: Value) -> Value:
-    """``e**x``, to 1 ulp; results below the smallest normal number are 0.
+    """``e**x``, to 1 ulp; results below the smallest normal number are 0 in threads that flush subnormals.
 
-    ``x = n ln 2 + r`` with ``ln 2`` in two parts; the polynomial for ``e**r`` is Cephes' ``expf``. ``n`` is added to
-    the exponent of ``e**r``, which lies in [0.7, 1.5).
+    ``x = n ln 2 + r`` with ``ln 2`` in two parts, and a minimax polynomial for ``e**r``, its relative error 4e-9. ``n``
+    is added to the exponent of ``e**r``, which lies in [0.7, 1.5).
     """
     if x.type == "float64":
         return intrinsic("llvm.exp", x)
-    x = x.keep()
+    scales = "avx512f" in features.get() and x.lanes == 16
+    x = minimum(maximum(x, -104.0), 89.0).keep() if scales else x.keep()
     shifted = fma(x, 1.44269504088896341, 12582912.0).keep()
     n = (shifted - 12582912.0).keep()
     r = fma(n, -0.693359375, x)
     r = fma(n, 2.12194440e-4, r).keep()
     p = polynomial(
         r,
-        (1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1, 5.0000001201e-1),
+        (1.38145394e-3, 8.36874545e-3, 4.16683890e-2, 1.66665211e-1, 4.99999940e-1),
     )
     p = fma(p, r * r, r) + 1.0
+    if scales:
+        return scale_by_powers(p, n)
     scaled = (p.bits("int32") + (shifted.bits("int32") << 23)).bits("float32")
     return select(x < -87.33654, constant(0.0, "float32"), select(x <= 88.72283, scaled, x * math.inf))
 

@@ -9,8 +9,10 @@ from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.lanes import Memory, Value, fma
+from attnc.templates.tvm.memory import Memory
+from attnc.templates.tvm.processor import fma
 from attnc.templates.tvm.products import Shape, index, pieces
+from attnc.templates.tvm.values import Value
 
 
 def pair_products(

@@ -13,7 +13,9 @@ from typing import TypeAlias
 
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.lanes import Memory, Registers, Value, constant, fma, minimum
+from attnc.templates.tvm.memory import Memory, Registers
+from attnc.templates.tvm.processor import fma
+from attnc.templates.tvm.values import Value, constant, minimum
 
 Source: TypeAlias = Callable[[Value], tuple[Memory, Value]]
 """From the number of a key within its tile to the memory and offset of its vector's first element."""
@@ -133,14 +135,6 @@ def widen(shape: Shape, out: Memory, read: Callable[[Value, int, int], Value], w
         n = index(key)
         for start, lanes in pieces(width, shape.lanes):
             out.store(n * width + start, read(n, start, lanes))
-
-
-def transpose(shape: Shape, out: Memory, read: Callable[[Value, int, int], Value], width: int, at: Rows) -> None:
-    """``out[d, first + r] = read(r, d, ...)`` for all rows ``r`` at work."""
-    with T.serial(at.vectors * shape.lanes) as number:
-        row = index(number)
-        for start, lanes in pieces(width, shape.lanes):
-            out.store(at.first + row + start * shape.rows, read(at.first + row, start, lanes), step=shape.rows)
 
 
 def pieces(width: int, lanes: int) -> list[tuple[int, int]]:

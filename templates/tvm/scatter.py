@@ -10,10 +10,11 @@ from typing import Any, Protocol, cast
 
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.lanes import Memory, Scratch, Value, constant, minimum, ramp, select
+from attnc.templates.tvm.memory import Memory, Scratch
 from attnc.templates.tvm.products import Rows, Shape, index
 from attnc.templates.tvm.stream import Tile
 from attnc.templates.tvm.tasks import Tasks
+from attnc.templates.tvm.values import Value, constant, minimum, ramp, select
 from attnc.templates.tvm.walk import Sizes, Slots, Walk
 
 

@@ -12,23 +12,14 @@ from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.few import ROWS, few_accumulate, few_products, gather_rows
 from attnc.templates.tvm.functions import exp
-from attnc.templates.tvm.lanes import (
-    Memory,
-    Registers,
-    Scratch,
-    Value,
-    any_lane,
-    constant,
-    every_lane,
-    maximum,
-    minimum,
-    ramp,
-    select,
-)
+from attnc.templates.tvm.lanes import any_lane, every_lane
+from attnc.templates.tvm.memory import Memory, Registers, Scratch
 from attnc.templates.tvm.pairs import pair_accumulate, pair_products
-from attnc.templates.tvm.products import Rows, Shape, Source, accumulate, index, products, transpose, widen
+from attnc.templates.tvm.products import Rows, Shape, Source, accumulate, index, products, widen
 from attnc.templates.tvm.tasks import Tasks
-from attnc.templates.tvm.walk import RowSlots, Sizes, Slots, TaskSlots, Walk
+from attnc.templates.tvm.transpose import transpose
+from attnc.templates.tvm.values import Value, constant, maximum, minimum, ramp, select
+from attnc.templates.tvm.walk import RowSlots, Sizes, Slots, Sum, TaskSlots, Walk
 
 LOWEST = {"float32": -3.4028234663852886e38, "float64": -1.7976931348623157e308}
 """Where a running maximum starts: finite, so that no difference of two is NaN."""
@@ -77,7 +68,7 @@ class Tile:
     ) -> None:
         self.few = few
         self.shape, self.slots, self.task, self.sizes = shape, slots, task, sizes
-        self.take = scratch.take
+        self.scratch, self.take = scratch, scratch.take
         self.row, self.count, self.vectors = row, count, vectors
         self.offset = (sizes.N - sizes.M).keep()
 
@@ -103,15 +94,17 @@ class Tile:
         self._finish()
 
     def _finish(self) -> None:
-        with T.serial(self.count.expr) as at:
-            r = index(at)
-            row = (self.row + r).keep()
-            with T.If(self.seen.load(r).differs(0).expr):
-                with T.Then():
-                    state = {name: memory.load(r).keep() for name, memory in self.state.items()}
-                    self.task.finish(row, state, {name: self._column(name, r) for name in self.sums})
-                with T.Else():
-                    self.task.nothing(row)
+        with self.scratch.shared():
+            sums = {total.name: self._by_row(total) for walk in self.slots.walks for total in walk.sums}
+            with T.serial(self.count.expr) as at:
+                r = index(at)
+                row = (self.row + r).keep()
+                with T.If(self.seen.load(r).differs(0).expr):
+                    with T.Then():
+                        state = {name: memory.load(r).keep() for name, memory in self.state.items()}
+                        self.task.finish(row, state, {name: read(r) for name, read in sums.items()})
+                    with T.Else():
+                        self.task.nothing(row)
 
     def _start(self) -> None:
         shape = self.shape
@@ -142,27 +135,24 @@ class Tile:
                 queries = self.queries[number][p]
                 if self.few:
                     gather_rows(shape, queries, read, product.width, self.count)
-                else:
-                    with T.serial(self.groups.expr) as at:
-                        transpose(shape, queries, read, product.width, self._group(at))
+                    continue
+                with self.scratch.shared():
+                    by_row = self.take(product.width * shape.rows, shape.type, "rows")
+                    gather_rows(shape, by_row, read, product.width, self.groups * (self.vectors * shape.lanes))
+                    transpose(queries, by_row, shape.rows, product.width, shape.lanes)
 
     @property
     def _rows(self) -> int:
         """Rows that the queries and the sums of a tile have room for; a multiple of the lanes."""
         return -(-ROWS // self.shape.lanes) * self.shape.lanes if self.few else self.shape.rows
 
-    def _column(self, name: str, r: Value) -> Callable[[Value | int, int], Value]:
-        """Reads the elements of one row's sum."""
-        memory = self.sums[name]
-        width = next(total.width for walk in self.slots.walks for total in walk.sums if total.name == name)
-
-        def read(start: Value | int, lanes: int) -> Value:
-            place = start if isinstance(start, Value) else constant(start, "int32")
-            if self.few:
-                return memory.load(r * width + place, lanes)
-            return memory.load(place * self.shape.rows + r, lanes, step=self.shape.rows)
-
-        return read
+    def _by_row(self, total: Sum) -> Callable[[Value], Callable[[Value | int, int], Value]]:
+        """Reads the elements of a sum of a row."""
+        memory, shape = self.sums[total.name], self.shape
+        if not self.few:
+            memory = self.take(total.width * shape.rows, shape.type, "rows")
+            transpose(memory, self.sums[total.name], total.width, shape.rows, shape.lanes)
+        return lambda r: lambda start, lanes: memory.load(r * total.width + start, lanes)
 
     def _group(self, at: object) -> Rows:
         return Rows((index(at) * (self.vectors * self.shape.lanes)).keep(), self.vectors)

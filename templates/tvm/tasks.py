@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.head import NEXT_TASK, NEXT_THREAD, PHASE, ROOM, SCRATCH
-from attnc.templates.tvm.lanes import Memory, Scratch, Value, flush_subnormals
+from attnc.templates.tvm.memory import Memory, Scratch
+from attnc.templates.tvm.processor import flush_subnormals
+from attnc.templates.tvm.values import Value
 
 _TAKE = "attnc_take"
 _LLVM = f"""

@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from attnc.templates.tvm.lanes import Memory, Scratch, Value
+from attnc.templates.tvm.memory import Memory, Scratch
+from attnc.templates.tvm.values import Value
 
 
 @dataclass(frozen=True, slots=True)
