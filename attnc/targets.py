@@ -9,7 +9,7 @@ from types import MappingProxyType
 from attnc.backends.protocol import Backend, Target
 from attnc.errors import TargetError, did_you_mean
 
-KNOWN = ("cpu", "cuda", "cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942")
+KNOWN = ("cpu", "cpu:aarch64", "cuda", "cuda:sm_80", "cuda:sm_90", "cuda:sm_100", "hip:gfx942")
 DEFAULT_ARCH = MappingProxyType({"cpu": "", "cuda": "sm_90", "hip": "gfx942"})
 
 

@@ -86,7 +86,7 @@ def _loaded(folder: Path, manifest: Mapping[str, Any]) -> tuple[Saved, Layout, t
     layout = manifest["layout"]
     tensors = tuple((name, rank) for name, rank in layout["tensors"])
     return (
-        Saved(folder, manifest["library"], []),
+        Saved(folder, manifest["code"], []),
         Layout(tuple(layout["extents"]), layout["parameters"], tensors, layout["phases"], layout["room"]),
         tuple(Map(tuple(m["dims"]), m["dtype"]) for m in manifest["maps"]),
         manifest["arch"],

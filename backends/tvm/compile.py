@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import shutil
 import tempfile
-import weakref
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -17,7 +16,8 @@ from attnc.backends.protocol import Config, Target, Workload
 from attnc.backends.tvm.arguments import ENTRY
 from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
 from attnc.backends.tvm.launch import Function, callback, load_function
-from attnc.backends.tvm.link import Code, link
+from attnc.backends.tvm.link import LIBRARY, OBJECT, Code, Linked
+from attnc.backends.tvm.machine import Machine
 from attnc.backends.tvm.package import import_tvm
 from attnc.ir.nodes import Literal, Node, Size
 from attnc.plan import Plan
@@ -38,7 +38,7 @@ def compile_plan(
     machine = machine_of(target)
     function, layout = lower_plan_to_tir(plan, visibility or analyse_mask(plan.mask), workload, machine, config)
     maps = tuple(Map(tuple(_dim(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
-    return CpuKernel(_Built(function, machine.options), layout, maps, target.arch)
+    return CpuKernel(_Built(function, machine), layout, maps, target.arch)
 
 
 def compile_backward(
@@ -55,7 +55,7 @@ def compile_backward(
     maps = tuple(Map(tuple(_dim(dim) for dim in source.dims), dtype) for source, dtype in arranged.own)
     targets = {step.result.name for step in backward.steps if isinstance(step, Scatter)}
     scattered = tuple(number for number, result in enumerate(backward.results) if result.name in targets)
-    return CpuBackwardKernel(_Built(function, machine.options), layout, maps, target.arch, scattered)
+    return CpuBackwardKernel(_Built(function, machine), layout, maps, target.arch, scattered)
 
 
 def lower_tir_to_llvm(function: Any, options: dict[str, Any], *, packed: bool = False) -> Any:
@@ -77,38 +77,40 @@ def lower_tir_to_llvm(function: Any, options: dict[str, Any], *, packed: bool = 
 
 
 class _Built(Code):
-    """Code that TVM holds in memory."""
+    """Code that TVM holds in memory, for the processor of a target."""
 
-    def __init__(self, function: Any, options: dict[str, Any]) -> None:
-        self._function, self._options = function, options
-        self._module = lower_tir_to_llvm(function, options)
-        self._library: Path | None = None
+    def __init__(self, function: Any, machine: Machine) -> None:
+        self._function, self._machine = function, machine
+        self._module = lower_tir_to_llvm(function, machine.options)
+        self._linked: Linked | None = None
 
     def function(self) -> Function:
         """Linked and loaded where there is a linker, else compiled by LLVM in memory."""
         try:
-            return load_function(self.library(), ENTRY)
+            return load_function(self._library(), ENTRY)
         except OSError:
-            call = lower_tir_to_llvm(self._function, self._options, packed=True)[ENTRY]
+            call = lower_tir_to_llvm(self._function, self._machine.options, packed=True)[ENTRY]
             return callback(lambda words: call(ctypes.c_void_p(words)))
 
-    def library(self) -> Path:
-        if self._library is None:
-            folder = Path(tempfile.mkdtemp(prefix="attnc-"))
-            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-            self._emit(folder / "kernel.o", "o")
-            link(folder / "kernel.o", folder / "kernel.so")
-            self._library = folder / "kernel.so"
-        return self._library
+    def write(self, folder: Path) -> str:
+        if self._machine.foreign:
+            (folder / OBJECT).write_bytes(self._emit("o"))
+            return OBJECT
+        shutil.copyfile(self._library(), folder / LIBRARY)
+        return LIBRARY
+
+    def _library(self) -> Path:
+        self._linked = self._linked or Linked(self._emit("o"))
+        return self._linked.library
 
     def texts(self) -> dict[str, str]:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "kernel.s"
-            self._emit(path, "s")
-            return {"kernel.tir.py": self._function.script(), "kernel.s": path.read_text(encoding="utf-8")}
+        return {"kernel.tir.py": self._function.script(), "kernel.s": self._emit("s").decode()}
 
-    def _emit(self, path: Path, form: str) -> None:
-        self._module.write_to_file(str(path), form)
+    def _emit(self, form: str) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"kernel.{form}"
+            self._module.write_to_file(str(path), form)
+            return path.read_bytes()
 
 
 def _dim(node: Node) -> str | int:

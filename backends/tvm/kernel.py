@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import TYPE_CHECKING, Any
 from attnc.backends.tvm.arguments import Layout
 from attnc.backends.tvm.launch import launch
 from attnc.backends.tvm.link import Code
-from attnc.backends.tvm.machine import flags
+from attnc.backends.tvm.machine import flags, runs_here
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-LIBRARY = "kernel.so"
 TORCH = {"bf16": "bfloat16", "f16": "float16", "f32": "float32", "f64": "float64", "bool": "bool"}
 
 
@@ -33,7 +31,7 @@ class Compiled:
 
     def __init__(self, code: Code, layout: Layout, maps: tuple[Map, ...], arch: str) -> None:
         self._code, self._layout, self._maps, self._arch = code, layout, maps, arch
-        self._function = code.function() if not arch else None
+        self._function = code.function() if runs_here(arch) else None
 
     def _call(
         self, q: Tensor, k: Tensor, extents: Sequence[int], tensors: Sequence[Tensor], numbers: Sequence[float]
@@ -57,14 +55,13 @@ class Compiled:
         return self._code.texts()
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Write the kernel as a shared library.
+        """Write the kernel as a shared library, or as an object file that its machine links when it loads it.
 
         Raises:
             OSError: there is no linker, or it failed.
         """
-        shutil.copyfile(self._code.library(), folder / LIBRARY)
         return {
-            "library": LIBRARY,
+            "code": self._code.write(folder),
             "layout": asdict(self._layout),
             "maps": [asdict(m) for m in self._maps],
             "arch": self._arch,

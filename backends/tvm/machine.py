@@ -10,15 +10,32 @@ from typing import Any
 
 from attnc.backends.protocol import Target
 
+TRIPLES = {"aarch64": "aarch64-unknown-linux-gnu"}
+"""Of the architectures that kernels can be made for elsewhere: what every processor of it has."""
+
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """``options`` of the LLVM target, its features, bytes of a vector register, and how many of them there are."""
+    """A processor to compile for.
+
+    Attributes:
+        options: of the LLVM target.
+        features: as LLVM names them.
+        vector_bytes: of a vector register.
+        registers: how many of them there are.
+        foreign: its architecture is not that of this machine, whose linker does not know it.
+    """
 
     options: dict[str, Any]
     features: frozenset[str]
     vector_bytes: int
     registers: int
+    foreign: bool
+
+
+def runs_here(arch: str) -> bool:
+    """Whether kernels for the processor that a target names run on this machine; a model of processor is not asked."""
+    return arch in ("", platform.machine())
 
 
 @functools.cache
@@ -52,12 +69,13 @@ def machine_of(target: Target) -> Machine:
     from tvm.target import Target as TvmTarget
     from tvm.target.codegen import llvm_get_cpu_features, llvm_is_valid_cpu
 
-    triple = str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetDefaultTargetTriple")())
+    here = str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetDefaultTargetTriple")())
+    triple = TRIPLES.get(target.arch, here)
     options: dict[str, Any] = {"kind": "llvm", "mtriple": triple}
     if target.arch:
-        if not llvm_is_valid_cpu(target.arch, triple):
+        options["mcpu"] = "generic" if target.arch in TRIPLES else target.arch
+        if not llvm_is_valid_cpu(options["mcpu"], triple):
             raise ValueError(f"LLVM knows no processor `{target.arch}` for {triple}")
-        options["mcpu"] = target.arch
         features = set(llvm_get_cpu_features(TvmTarget(options)))
     else:
         options["mcpu"] = str(tvm_ffi.get_global_func("tvm.codegen.llvm.GetHostCPUName")())
@@ -66,8 +84,10 @@ def machine_of(target: Target) -> Machine:
         features = {name for name, on in present.items() if on}
         known = set(llvm_get_cpu_features(TvmTarget(options)))
         options["mattr"] = [f"-{name}" for name in sorted(known) if present.get(name) is False]
+    vector_bytes, registers = 16, 32 if "neon" in features else 16
     if "avx512f" in features:
-        return Machine(options, frozenset(features), 64, 32)
-    if "avx2" in features and "fma" in features:
-        return Machine(options, frozenset(features), 32, 16)
-    return Machine(options, frozenset(features), 16, 32 if "neon" in features else 16)
+        vector_bytes, registers = 64, 32
+    elif "avx2" in features and "fma" in features:
+        vector_bytes = 32
+    foreign = target.arch in TRIPLES and target.arch != platform.machine()
+    return Machine(options, frozenset(features), vector_bytes, registers, foreign)
