@@ -56,7 +56,7 @@ class Op:
         return self._signature.names
 
     @functools.cached_property
-    def _composite(self) -> Composite:
+    def composite(self) -> Composite:
         """The steps of a program with routes, branches or windows."""
         from attnc.compiler import made_of_parts
 
@@ -90,7 +90,7 @@ class Op:
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             raise ArgumentError("q", "the kernels cannot run under transforms of torch.func: use op.reference there")
         if not is_plain(self.program):
-            return self._composite.run(q, k, v, values, return_lse)
+            return self.composite.run(q, k, v, values, return_lse)
         if torch.is_grad_enabled() and any(needs := library.needed(self._signature, q, k, v, values)):
             results = self._operators.train(q, k, v, *values, needs, return_lse)
             return (results[0], results[1]) if return_lse else results[0]
@@ -114,7 +114,7 @@ class Op:
             grad: explain the derived backward instead: what the forward saves, the steps, what each gradient is.
         """
         if not is_plain(self.program):
-            return self._composite.explain(D, E, grad)
+            return self.composite.explain(D, E, grad)
         if grad:
             return self._explain_gradient((D, D if E is None else E))
         from attnc.explain import explain

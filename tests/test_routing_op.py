@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -119,3 +120,71 @@ def test_a_bundle_refuses_with_a_place(tmp_path: Any) -> None:
     spec.write_text("attention a {\n    route keys(block=4) per head { rank 1.0 * J select top(2) }\n}\n")
     with pytest.raises(attnc.UnsupportedError, match=r"a.attn:2:\d+.*`route`.*bundle"):
         attnc.compile(spec, "cpu", tmp_path / "out")
+
+
+REGROUPED = """
+attention causal  { mask causal route keys(block=16) per query { rank dot(q, mean(k)) select top(3) always self } }
+attention whole   { route keys(block=20) per query { rank dot(q, mean(k)) select mass(0.6, least=2) } }
+attention rotated { query rope(q, i) key rope(k, j) mask causal
+                    route keys(block=16) per query { rank dot(q, mean(k)) select top(3) always self } }
+attention biased  { input x: real[H] mask causal score dot(q, k) * scale + x[h] * j
+                    route keys(block=16) per query { rank dot(q, mean(k)) select top(3) always self } }
+attention few     { mask causal route keys(block=16) per query { rank dot(q, mean(k)) select above(2) also self } }
+"""
+
+
+def regrouped(name: str, regroups: bool | None = True) -> attnc.Op:
+    op = attnc.loads(REGROUPED, name)
+    op.composite.regroups = regroups
+    return op
+
+
+def test_what_can_be_regrouped() -> None:
+    can = {
+        name: regrouped(name).composite.regrouped[""] is not None for name in re.findall(r"attention (\w+)", REGROUPED)
+    }
+    assert can == {"causal": True, "whole": True, "rotated": False, "biased": False, "few": True}
+
+
+@pytest.mark.parametrize(("name", "groups"), [("causal", 2), ("causal", 4), ("whole", 2), ("few", 1)])
+def test_regrouped_queries(name: str, groups: int, generator: torch.Generator, tolerance: Tolerance) -> None:
+    """Tiles of one block each, merged: the result and the gradients of the definition."""
+    shapes = ((2, 4, 137, 16), (2, groups, 153, 16), (2, groups, 153, 8))
+    wide = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    narrowed = [x.detach().float().requires_grad_() for x in wide]
+    op = regrouped(name)
+    expected, found = op.reference(*wide), op(*narrowed)
+    torch.testing.assert_close(found, expected.float(), **tolerance(torch.float32))
+    cotangent = torch.randn(found.shape, generator=generator)
+    grads = torch.autograd.grad(found, narrowed, cotangent)
+    for grad, due in zip(grads, torch.autograd.grad(expected, wide, cotangent.double()), strict=True):
+        torch.testing.assert_close(grad, due.float(), rtol=1e-4, atol=1e-4)
+    again = torch.autograd.grad(op(*narrowed), narrowed, cotangent)
+    torch.testing.assert_close(again, grads, rtol=0, atol=0)
+
+
+def test_regrouped_in_half_precision_and_where_nothing_is_chosen(
+    generator: torch.Generator, tolerance: Tolerance
+) -> None:
+    q, k, v = (torch.randn(1, 2, n, 16, generator=generator).bfloat16() for n in (40, 50, 50))
+    op = regrouped("causal")
+    torch.testing.assert_close(op(q, k, v), op.reference(q, k, v), **tolerance(torch.bfloat16))
+    nobody = attnc.loads(
+        "attention a { route keys(block=16) per query { rank dot(q, mean(k)) select above(1000000.0) } }"
+    )
+    nobody.composite.regroups = True
+    assert not nobody(q, k, v).any()
+    short = regrouped("causal")
+    torch.testing.assert_close(short(q[:, :, -1:], k, v), op.reference(q, k, v)[:, :, -1:], **tolerance(torch.bfloat16))
+
+
+def test_regrouping_where_it_pays(generator: torch.Generator) -> None:
+    op = regrouped("causal", None)
+    part = op.composite.regrouped[""]
+    assert part is not None
+    pays = []
+    for n in (64, 4096):
+        q = torch.randn(1, 1, n, 16, generator=generator)
+        call, choices = op.composite.chosen(q, q, q)[""]
+        pays.append(part.pays(choices[0], call))
+    assert pays == [False, True]

@@ -23,6 +23,7 @@ from attnc.routing.dense import Call, Choosers, Dense
 from attnc.routing.explain import explain_parts
 from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
 from attnc.routing.pools import window_count
+from attnc.routing.regroup import Regrouped
 from attnc.signature import Signature, size_value
 from attnc.validate import check_call, split
 
@@ -44,10 +45,17 @@ class Composite:
         self.program = program
         self.signature = Signature.of(program)
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
+        self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
+        self.regroups: bool | None = None
+        """Whether to regroup queries by what they chose; ``None``: where it pays."""
 
     def explain(self, D: int, E: int | None, grad: bool) -> str:
         """What is chosen and combined, then what is derived for each attention."""
-        before = explain_parts(self.program, tuple(part for part, _ in self.parts))
+        before = explain_parts(
+            self.program,
+            tuple(part for part, _ in self.parts),
+            [name for name, regrouped in self.regrouped.items() if regrouped is not None],
+        )
         return "\n".join([before, *(op.explain(D, E, grad=grad) for _, op in self.parts)])
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> Any:
@@ -99,6 +107,13 @@ class Composite:
         tokens = {name: x.to(compute) for name, x in zip("qkv", (q, k, v), strict=True)}
         return Call(tokens, named, params, sizes, groups)
 
+    def chosen(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any] = ()
+    ) -> dict[str, tuple[Call, list[Choice]]]:
+        """What each attention's routes choose on given tensors, by its name."""
+        call = self.call(q, k, v, values, check_call(self.program, self.signature, q, k, v, values))
+        return {part.name: (call, self.choices(part, call)) for part, _ in self.parts}
+
     def choices(self, part: Part, call: Call) -> list[Choice]:
         """What the routes of a part chose."""
         return choose(call, part.body.mask, part.body.routes)
@@ -108,17 +123,27 @@ class Composite:
     ) -> Any:
         """One attention, by its operator."""
         q, k, v = tokens
+        choices = self.choices(part, call)
+        regrouped = self.regrouped[part.name]
+        if regrouped is not None and not lse and q.numel() and k.numel() and self._pays(regrouped, choices[0], call):
+            names = regrouped.whole.arguments
+            found = regrouped.run(q, k, v, choices[0], call, {name: given[name] for name in names})
+            if found is not None:
+                return found
         chosen = [
             choice.words.expand(*shape, -1, -1).reshape([size_value(dim, call.sizes) for dim in source.dims])
-            for source, choice in zip(part.chosen, self.choices(part, call), strict=True)
+            for source, choice in zip(part.chosen, choices, strict=True)
             for shape in [_heads(source.dims, call.sizes)]
         ]
         arguments: dict[str, Any] = dict(zip((source.name for source in part.chosen), chosen, strict=True))
         if part.value is not None:
             k, v = self._windows(part, call, q.dtype)
             arguments[TOKENS] = call.sizes["N"]
-        names = {name for name in op.arguments if name not in arguments}
-        return op(q, k, v, return_lse=lse, **arguments, **{name: given[name] for name in names})
+        arguments |= {name: given[name] for name in op.arguments if name not in arguments}
+        return op(q, k, v, return_lse=lse, **arguments)
+
+    def _pays(self, regrouped: Regrouped, choice: Choice, call: Call) -> bool:
+        return regrouped.pays(choice, call) if self.regroups is None else self.regroups
 
     @staticmethod
     def _windows(part: Part, call: Call, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from attnc.ir.nodes import Kind, Literal, Node, Pool, Window
 from attnc.ir.printer import declaration, expression
@@ -13,12 +13,31 @@ from attnc.routing.lower import Part
 CHOOSERS = {"query": "each query", "queries": "every {} queries together", "head": "each head", "keep": "each head"}
 
 
-def explain_parts(program: Program, parts: tuple[Part, ...]) -> str:
-    """The steps before and after the attentions of a program: what chooses, what is pooled, how it is combined."""
+WORK = (
+    ["tiles of queries walk over the tiles of keys in which any of them chose something"],
+    [
+        "where choices are local: tiles of queries walk over the tiles of keys in which any of them chose something",
+        "where they are scattered: queries are sorted by the block they chose, tiles of them attend to one block each,",
+        "and a query's parts are merged by log-sum-exp; taken where the other way would visit twice the pairs",
+    ],
+)
+"""Without and with regrouping."""
+
+
+def explain_parts(program: Program, parts: tuple[Part, ...], regrouped: Collection[str]) -> str:
+    """The steps before and after the attentions of a program: what chooses, what is pooled, how it is combined.
+
+    ``regrouped`` are the parts whose queries may be regrouped by what they chose.
+    """
     several = len(parts) > 1
     sections = [
         f"{program.name}: {len(parts)} attention{'s, combined' if several else ', after its choices'}",
         *(_section(part, at, route) for part in parts for at, route in enumerate(part.body.routes)),
+        *(
+            _lines(f"Work of `{part.name}`" if part.name else "Work", WORK[part.name in regrouped])
+            for part in parts
+            if part.chosen
+        ),
         *(_pooled(part) for part in parts if part.value is not None),
     ]
     if several:
