@@ -23,6 +23,9 @@ ENTRY = "attention"
 
 SIZES = ("B", "H", "G", "M", "N")
 
+PARTS = "parts"
+"""The dimension of how many parts a head has (:func:`attnc.templates.tvm.head.parts_of`)."""
+
 _ZEROS = (ctypes.c_double * 64)()
 
 

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import pairwise
 from typing import Any
 from typing import Literal as OneOf
 
-from attnc.analyse.gradient.backward import Backward, Scatter, Step, Walk, results_of
+from attnc.analyse.gradient.backward import Backward, Scatter, Step, Sum, Walk, read_by, results_of
 from attnc.analyse.gradient.hoist import hoist_backward
 from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Config, Workload
-from attnc.backends.tvm.arguments import Layout
-from attnc.backends.tvm.emit import Emitter
+from attnc.backends.tvm.arguments import PARTS, Layout
+from attnc.backends.tvm.emit import Emitter, width_of
 from attnc.backends.tvm.lower import shape_of, write_function
 from attnc.backends.tvm.machine import Machine
 from attnc.backends.tvm.tokens import map_tokens
-from attnc.backends.tvm.walks import Over, WalkSlots
+from attnc.backends.tvm.walks import Over, WalkSlots, WalkTask
 from attnc.ir import build
 from attnc.ir.nodes import Apply, Input, Kind, Literal, Node, Read
 from attnc.ir.traverse import contains
 from attnc.plan import TokenMap
+from attnc.templates.tvm.crossed import Cross, stream_crossed
 from attnc.templates.tvm.scatter import scatter
 from attnc.templates.tvm.stream import stream
 from attnc.templates.tvm.tasks import Tasks
@@ -40,12 +43,14 @@ class Arranged:
         own: what is neither handed in nor a result, with its element type.
         seen: the sides whose first walk writes a flag for each token: whether it is in a visible pair.
         guarded: names of token maps that are 0 where it is in none.
+        crossed: names of sums over the keys that the walk over the rows after them adds up.
     """
 
     backward: Backward
     own: tuple[tuple[Input, str], ...]
     seen: frozenset[Side]
     guarded: frozenset[str]
+    crossed: frozenset[str]
 
     def layout(self) -> Layout:
         """The arguments of the function."""
@@ -86,7 +91,23 @@ def arrange(backward: Backward, workload: Workload) -> Arranged:
         if result.name not in results
     ]
     own += [(flag_of(side), "bool") for side in sorted(seen)]
-    return Arranged(replace(backward, steps=tuple(steps)), tuple(own), frozenset(seen), guarded)
+    crossed = [one for first, second in pairwise(steps) for one in _crossed(first, second, seen)]
+    own += [(parts_of_sum(one), _wide(workload)) for one in crossed]
+    names = frozenset(one.result.name for one in crossed)
+    return Arranged(replace(backward, steps=tuple(steps)), tuple(own), frozenset(seen), guarded, names)
+
+
+def _crossed(first: Step, second: Step, seen: set[Side]) -> tuple[Sum, ...]:
+    """The sums of a walk over the keys, if each is of terms that the walk over the rows after it sums too.
+
+    They are not where rows must be told from others that see nothing: only a walk of theirs does.
+    """
+    if not (isinstance(first, Walk) and isinstance(second, Walk) and (first.over, second.over) == ("keys", "rows")):
+        return ()
+    shared = {one.term for one in second.sums if one.value is not None}
+    free = read_by(second).isdisjoint(one.result.name for one in first.sums)
+    fits = all(one.value is not None and one.term in shared and "i" not in one.value.axes for one in first.sums)
+    return first.sums if free and fits and "query" not in seen else ()
 
 
 def _computed(backward: Backward) -> set[str]:
@@ -140,6 +161,11 @@ def flag_of(side: Side) -> Input:
     return Input(f"seen {side}", Kind.BOOL, dims)
 
 
+def parts_of_sum(one: Sum) -> Input:
+    """The parts of a sum over the keys."""
+    return Input(f"parts {one.result.name}", Kind.REAL, (build.size(PARTS), *one.result.dims))
+
+
 def lower_backward_to_tir(
     arranged: Arranged, workload: Workload, machine: Machine, config: Config
 ) -> tuple[Any, Layout]:
@@ -154,10 +180,14 @@ def lower_backward_to_tir(
         over_keys = Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"])
         over_rows = Sizes(sizes["B"], sizes["H"], sizes["N"], sizes["M"])
         unseen = set(arranged.seen)
+        crossed: list[Sum] = []
         for step in backward.steps:
             if isinstance(step, TokenMap):
                 flags = emitter.input(flag_of(step.side)) if step.result.name in arranged.guarded else None
                 map_tokens(step, plan.program, emitter, tasks, flags)
+                continue
+            if isinstance(step, Walk) and step.sums and step.sums[0].result.name in arranged.crossed:
+                crossed = list(step.sums)
                 continue
             side = SIDE[step.over] if isinstance(step, Walk) else None
             flags = emitter.input(flag_of(side)) if side in unseen else None
@@ -167,7 +197,24 @@ def lower_backward_to_tir(
                 apart = any(at in (build.index("row"), build.index("i")) for at in step.indices)
                 target = emitter.input(step.result).memory
                 scatter(shape, slots, over_keys, target, tasks, apart=apart)
+            elif crossed:
+                stream_crossed(shape, slots, over_rows, tasks, [_cross(one, step, emitter) for one in crossed])
+                crossed = []
             else:
                 stream(shape, slots, over_keys if side == "query" else over_rows, tasks, few=False)
 
     return write_function(arranged.layout(), arranged.dtypes(workload), plan.program, shape, machine, body)
+
+
+def _cross(one: Sum, walk: Walk, emitter: Emitter) -> Cross:
+    """A sum over the keys as the template has it, beside those of a walk over the rows."""
+    assert one.value is not None
+    parts, whole = emitter.input(parts_of_sum(one)), emitter.input(one.result)
+    terms = [other.term for other in walk.sums if other.value is not None]
+    return Cross(
+        plane=terms.index(one.term),
+        width=width_of(one.value.width),
+        read=partial(WalkTask.outer_elements, vector=one.value),
+        part=lambda *at: (parts.memory, parts.offset(*at)),
+        whole=lambda *at: (whole.memory, whole.offset(*at)),
+    )

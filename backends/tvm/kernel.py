@@ -7,10 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnc.backends.tvm.arguments import Layout
+from attnc.backends.tvm.arguments import PARTS, Layout
 from attnc.backends.tvm.launch import launch
 from attnc.backends.tvm.link import Code
 from attnc.backends.tvm.machine import flags, runs_here
+from attnc.templates.tvm.head import parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,8 +43,9 @@ class Compiled:
         if self._function is None:
             raise OSError(f"this kernel is for the processor {self._arch}")
         sizes = {"B": q.shape[0], "H": q.shape[1], "G": k.shape[1], "M": q.shape[2], "N": k.shape[2]}
+        known = {**sizes, PARTS: parts_of(sizes["B"] * sizes["H"])}
         own = [
-            torch.empty([sizes[d] if isinstance(d, str) else d for d in m.dims], dtype=getattr(torch, TORCH[m.dtype]))
+            torch.empty([known[d] if isinstance(d, str) else d for d in m.dims], dtype=getattr(torch, TORCH[m.dtype]))
             for m in self._maps
         ]
         words = self._layout.pack(list(sizes.values()), extents, [*tensors, *own], numbers)

@@ -100,16 +100,20 @@ class WalkSlots(PlanSlots):
                 return self.emitter.input(source).dtype != real or not inside
         return True
 
-    def task(self, b: Value, h: Value, scratch: Scratch) -> Task:
+    def task(self, b: Value, h: Value, scratch: Scratch) -> WalkTask:
         scope = self.task_scope(b, h, scratch)
-        return _KeyTask(self, scope) if self.over == "rows" else _RowTask(self, scope)
+        return _KeyTask(self, scope) if self.over == "rows" else WalkTask(self, scope)
 
 
-class _RowTask(Task):
+class WalkTask(Task):
     """Tiles of rows that walk over keys."""
 
     _slots: WalkSlots
     _own = _ROW
+
+    def outer_elements(self, row: Value, start: int, lanes: int, vector: Node) -> Value:
+        """Elements of a vector of the outer side."""
+        return self._elements(vector, self.at_row(row), start, lanes)
 
     def rows(self, walk: int, row: Value, state: dict[str, Value]) -> RowVector:
         stage = self._slots.stages[walk]
@@ -142,7 +146,7 @@ class _RowTask(Task):
             self._slots.seen.store(self._slots.seen.offset(*at), constant(0 if state is None else 1, "int32"))
 
 
-class _KeyTask(_RowTask):
+class _KeyTask(WalkTask):
     """Tiles of keys that walk over rows. Positions of keys are shifted to the axis of rows, and back."""
 
     _own = _J

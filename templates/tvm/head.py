@@ -1,4 +1,4 @@
-"""The first 64-bit words of a call, which its threads share."""
+"""What a kernel and its caller agree on: the first 64-bit words of a call, and how heads are parted."""
 
 NEXT_TASK = 0
 """A counter from 0: which task nobody has taken yet."""
@@ -12,3 +12,10 @@ ROOM = 4
 """Bytes of it that each thread has."""
 HEAD = 5
 """How many words there are."""
+
+TASKS = 32
+
+
+def parts_of(heads: int) -> int:
+    """How many parts each of ``B * H`` heads has where threads share heads: so many that there are 32 tasks, about."""
+    return max(1, TASKS // max(1, heads))
