@@ -68,7 +68,7 @@ def fail(message: str, code: Exit, as_json: bool = False) -> NoReturn:
 
 def print_table(table: Table) -> None:
     """Print a table with every row in one line, however wide the terminal is."""
-    out.print(table, width=max(out.width, WIDEST), crop=False, overflow="ignore", no_wrap=True, soft_wrap=False)
+    Console(highlight=False, width=max(out.width, WIDEST)).print(table, no_wrap=True)
 
 
 @contextmanager
