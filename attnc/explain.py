@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 
+from attnc.analyse.invariance import free_maxima
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.scan import why_pairwise
 from attnc.analyse.visibility import Visibility
+from attnc.backends.triton.choice import outlook
 from attnc.ir.nodes import Literal
 from attnc.ir.printer import expression
 from attnc.plan import Accumulator, Pass, Plan, PlanPrinter, Statistic, TokenMap
@@ -20,17 +22,18 @@ def explain(plan: Plan, visibility: Visibility | None = None) -> str:
         visibility: what is known of its mask, if that was analysed before.
     """
     printer = PlanPrinter(plan)
-    passes = len(plan.passes)
+    passes, free = len(plan.passes), free_maxima(plan)
     sections = [
         (f"{plan.program.name}: {_count(passes, 'pass', 'passes')} over the keys ({plan.family})", ()),
         ("Once a token, before the passes", [_token_map(token_map) for token_map in plan.tokens]),
         *(
-            ("In the pass" if passes == 1 else f"In pass {number}", _pass(step, printer))
+            ("In the pass" if passes == 1 else f"In pass {number}", _pass(step, printer, free))
             for number, step in enumerate(plan.passes, 1)
         ),
         ("For each row, after the last key", _epilogue(plan, printer)),
         ("State of a row", [_state(plan)]),
         ("Which keys a row walks over", _walk(visibility or analyse_mask(plan.mask))),
+        ("On NVIDIA Hopper, in 16 bits", [outlook(plan)]),
         ("Not possible, and why", [*plan.notes, why_pairwise(plan)]),
     ]
     return "\n\n".join(_section(title, lines) for title, lines in sections if lines or title is sections[0][0]) + "\n"
@@ -49,10 +52,12 @@ def _token_map(token_map: TokenMap) -> str:
     return f"{token_map.result.name}[{dims}] = {expression(token_map.expression)}"
 
 
-def _pass(step: Pass, printer: PlanPrinter) -> Iterator[str]:
+def _pass(step: Pass, printer: PlanPrinter, free: Set[str]) -> Iterator[str]:
     for part in step.parts:
         yield from printer.define(*((part.term,) if part.shift is None else (part.term, part.shift)))
         yield f"{part.name}: {_sum(part, printer)}"
+    for name in sorted({one.name for one in step.statistics} & free):
+        yield f"no result depends on {name}: a kernel may let it lag behind"
     if all(part.shift is None for part in step.parts):
         yield "nothing is rescaled: no sum is relative to a running maximum"
 

@@ -20,6 +20,7 @@ In the pass
   let t1 = exp(t0 - m0)
   l0: the sum of t1; when c = m0 grows, what is summed so far is multiplied by exp(c(old) - c(new))
   a0: the sum of t1 * v, a vector of 32; when c = m0 grows, what is summed so far is multiplied by exp(c(old) - c(new))
+  no result depends on m0: a kernel may let it lag behind
 
 For each row, after the last key
   output = a0 / l0
@@ -34,6 +35,9 @@ Which keys a row walks over
   rows i_lo to i_hi walk over the keys from 0 to before i_hi + 1
   a tile of them and the keys j_lo to j_hi is skipped where i_hi < j_lo
   it needs no mask where i_lo >= j_hi
+
+On NVIDIA Hopper, in 16 bits
+  kernels with TMA and warp specialisation, unless the compiler's report is against them
 
 Not possible, and why
   linear time: `exp(dot(q, k) * 0.125 - m0)` is not a function of the query times one of the key times a dot product, \

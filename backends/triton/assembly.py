@@ -186,7 +186,7 @@ class Assembly:
                     Buffer(counts, "i32", (*grid, Extent(2))),
                 ),
                 tuple(sorted(used)) if cached else None,
-                warps=4 if block * inner <= 4096 else 8,
+                warps=min(16, max(4, block * inner // 1024)),
             ),
             functions,
         )

@@ -25,8 +25,8 @@ class TritonBackend:
     """See :class:`attnc.backends.protocol.Backend`. With ``TRITON_INTERPRET=1`` kernels run on CPU tensors."""
 
     name = "triton"
-    codegen = 1
-    spaces = 1
+    codegen = 2
+    spaces = 2
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
@@ -129,7 +129,8 @@ def device_kernel(made: Compiled, target: Target) -> DeviceKernel:
     """What was compiled, ready to run."""
     from attnc.backends.triton.kernel import DeviceKernel
 
-    return DeviceKernel(*_ready(made.lowered, made.source, made.binaries, target))
+    target, recipe, programs, texts, reports = _ready(made.lowered, made.source, made.binaries, target)
+    return DeviceKernel(target, recipe, programs, {**texts, "choice.txt": f"{made.note}\n"}, reports)
 
 
 def _ready(

@@ -15,7 +15,15 @@ from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.hopper.walk import Walk, add_walk
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Recipe
-from attnc.backends.triton.rewrites import dots_of, is_bounded, is_lanewise, rewritten, vanishes, widths
+from attnc.backends.triton.rewrites import (
+    dots_of,
+    is_bounded,
+    is_lanewise,
+    rewritten,
+    vanishes,
+    widths,
+    with_common_scales,
+)
 from attnc.backends.triton.slots import SEEN, Finish
 from attnc.backends.triton.vectors import split
 from attnc.ir import build
@@ -121,7 +129,7 @@ class _Lowering:
 
     def walk(self, at: int, step: Pass, passes: tuple[Pass, ...]) -> None:
         last = at == len(passes) - 1
-        step = rewritten(step, self.finals)
+        step = with_common_scales(rewritten(step, self.finals))
         functions = self.assembly.functions(f"pass{at}")
         mask = self.plan.mask
         terms = [one.term for one in step.parts]

@@ -206,7 +206,7 @@ class Printer:
         """``exp(x)`` as a power of 2: constant factors and a shift by row go into one multiply-add a pair."""
         if x.is_vector:
             return Text(f"tl.exp2({text.within(PRODUCT)} * {LOG2E})")
-        if (parts := _shifted(x)) is not None:
+        if (parts := shifted(x)) is not None:
             a, b = parts
             return Text(f"tl.exp2({self._scaled(a)} - {self._scaled(b)})")
         return Text(f"tl.exp2({self._scaled(x)})")
@@ -370,7 +370,7 @@ def static(width: Node | None) -> int:
     return int(width.value)
 
 
-def _shifted(x: Node) -> tuple[Node, Node] | None:
+def shifted(x: Node) -> tuple[Node, Node] | None:
     """The parts of ``a - b`` where only ``a`` varies with the key."""
     match x:
         case Apply(op="sub", args=(a, b)) if "j" in a.axes and "j" not in b.axes:
@@ -382,7 +382,7 @@ def _needs(node: Node) -> tuple[Node, ...]:
     """The scalars that ``node`` is written from: its children, except where the printer looks through them."""
     match node:
         case Apply(op="exp", args=(x,)) if not node.is_vector:
-            return tuple(rest for part in (_shifted(x) or (x,)) if not isinstance(rest := factored(part)[1], Literal))
+            return tuple(rest for part in (shifted(x) or (x,)) if not isinstance(rest := factored(part)[1], Literal))
     return node.children
 
 

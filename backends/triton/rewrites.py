@@ -87,6 +87,25 @@ def rewritten(step: Pass, finals: Mapping[Node, Node]) -> Pass:
     )
 
 
+def with_common_scales(step: Pass) -> Pass:
+    """A pass whose maxima have a constant factor outside: ``dot * c + x * y``, with ``x`` the same for all keys, as
+    ``(dot + x / c * y) * c``. The outer factor goes into the exponentials for nothing.
+    """
+    scaled = {one.term: new for one in step.statistics if one.op == "max" and (new := _common_scale(one.term))}
+    return rewritten(step, scaled) if scaled else step
+
+
+def _common_scale(term: Node) -> Node | None:
+    match term:
+        case Apply(
+            op="add" | "sub" as op,
+            args=(Apply(op="mul", args=(Dot() as dot, Literal(value=by))), Apply(op="mul", args=(x, y))),
+        ) if by > 0 and "j" not in x.axes:
+            small = build.apply("mul", x, build.literal(1.0 / by))
+            return build.apply("mul", build.apply(op, dot, build.apply("mul", small, y)), build.literal(by))
+    return None
+
+
 def is_bounded(term: Node, maxima: Mapping[Node, Node]) -> bool:
     """Whether a term is provably within [-1, 1].
 

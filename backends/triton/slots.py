@@ -11,10 +11,10 @@ from typing import TypeAlias
 from attnc.analyse.visibility import Range
 from attnc.backends.triton.environment import Environment, identifier
 from attnc.backends.triton.forms import SHIFT
-from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, factored
+from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, factored, shifted
 from attnc.grammar.source import Span
 from attnc.ir.build import state as state_node
-from attnc.ir.nodes import Dot, Index, Input, Literal, Node, Read, State
+from attnc.ir.nodes import Apply, Dot, Index, Input, Literal, Node, Read, State
 from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass
 
@@ -178,25 +178,33 @@ def add_step(
 
 @dataclass(slots=True)
 class _Step:
-    """The statements of a step so far; ``before`` names the states it began with, ``shifts`` maxima that may lag."""
+    """The statements of a step so far.
+
+    ``before`` names the states it began with, ``shifts`` the maxima that may lag; ``masked`` are the terms that are
+    minus infinity at masked pairs by now.
+    """
 
     printer: Printer
     before: dict[str, str]
     shifts: Container[str]
+    masked: set[Node] = field(default_factory=set)
     moved: dict[Node, str] = field(default_factory=dict)
     weights: dict[Node, str] = field(default_factory=dict)
-
-    def named(self, text: str, wanted: str) -> str:
-        return text if text.isidentifier() else self.printer.variable(wanted, Text(text)).text
 
     def maximum(self, name: str, term: Node) -> None:
         factor, rest = factored(term)
         if factor <= 0:
             factor, rest = 1.0, term
-        pair = self.named(spread(rest, self.printer.scalar(rest)), f"{name}_term")
+        if rest not in self.masked:
+            pair = self.printer.variable(f"{name}_term", Text(spread(rest, self.printer.scalar(rest))))
+            self.printer.lines.append(
+                f"if MASKED:\n        {pair.text} = tl.where(visible, {pair.text}, {MINUS_INFINITY})"
+            )
+            self.printer.known[rest] = self.printer.memo[rest, None] = pair
+            self.masked.add(rest)
         scale = "" if factor == 1.0 else f" * {factor!r}"
-        seen = f"tl.where(visible, {pair}, {MINUS_INFINITY}) if MASKED else {pair}"
         larger = "lib.shift_max" if name in self.shifts else "tl.maximum"
+        seen = self.printer.known[rest].text
         self.printer.lines.append(f"{name} = {larger}({self.before[name]}, tl.max({seen}, 1){scale})")
         self._define(name)
 
@@ -215,9 +223,17 @@ class _Step:
         if term not in self.weights:
             pair = spread(term, self.printer.scalar(term))
             name = self.printer.variable(wanted, Text(pair)).text
-            self.printer.lines.append(f"if MASKED:\n        {name} = tl.where(visible, {name}, 0.0)")
+            if not self.vanishes(term):
+                self.printer.lines.append(f"if MASKED:\n        {name} = tl.where(visible, {name}, 0.0)")
             self.weights[term] = name
         return self.weights[term]
+
+    def vanishes(self, term: Node) -> bool:
+        """Whether a term is 0 where masked of itself: the exponential of what is minus infinity there, less a shift."""
+        if not isinstance(term, Apply) or term.op != "exp" or (parts := shifted(term.args[0])) is None:
+            return False
+        factor, rest = factored(parts[0])
+        return factor > 0 and rest in self.masked
 
     def factor(self, shift: Node) -> str:
         """The name of ``exp(shift before - shift now)``, ``[rows]``."""

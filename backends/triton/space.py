@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
 from attnc.analyse.gradient.backward import Backward, Walk
+from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import BackwardKernel, Choice, Kernel, Space, Target, Workload
 from attnc.backends.protocol import Config as Settings
 from attnc.backends.triton.adjoint import prepare
+from attnc.backends.triton.choice import hopper_configs, lanes_of, why_not_hopper
 from attnc.backends.triton.compiling import width_of
 from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_width
 from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, candidates
+from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
 from attnc.backends.triton.report import fault_in
 from attnc.plan import Plan
 
 TILES = (16, 32, 64, 128, 256)
+HOPPER_TILES = (16, 32, 64, 128, 192, 256)
 WARPS = (2, 4, 8)
 STAGES = (1, 2, 3, 4)
 REGISTERS = 255
@@ -25,15 +29,26 @@ BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
 
 def space_of(subject: Plan | Backward, workload: Workload, target: Target) -> Space:
-    """The tile, warps and stages of a forward; of a backward, those of its walks over keys and over rows."""
+    """The tile, warps and stages of a forward; of a backward, those of its walks over keys and over rows.
+
+    Where there are kernels for Hopper, the family too, and how many tiles of queries one of these holds.
+    """
     limit = SHARED_MEMORY[target.arch]
     if isinstance(subject, Plan):
         width = width_of(subject)
         start = next(candidates(target, workload.dtype, width))
+
+        def too_large(settings: Settings) -> str | None:
+            return _excluded(tile_of(settings), "keys", width, workload, limit, sums=1)
+
+        if why_not_hopper(subject, workload, target) is not None:
+            return Space(tuple(_choices("")), asdict(start), too_large)
+        configs = list(hopper_configs(subject))
+        families = Choice("family", ("hopper", "stream"))
         return Space(
-            tuple(_choices("")),
-            asdict(start),
-            lambda settings: _excluded(tile_of(settings), "keys", width, workload, limit, sums=1),
+            (families, *_choices("", HOPPER_TILES), Choice("queries", (1, 2))),
+            {"family": "hopper", **asdict(configs[0])},
+            lambda settings: _excluded_of_families(settings, subject, too_large),
         )
     width = backward_width(subject)
     steps = prepare(subject).steps
@@ -53,9 +68,27 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target) -> Sp
     return Space(tuple(choice for over in walked for choice in _choices(f"{over}_")), default, excluded)
 
 
-def _choices(prefix: str) -> Iterator[Choice]:
-    for name, settings in (("block_m", TILES), ("block_n", TILES), ("warps", WARPS), ("stages", STAGES)):
+def _choices(prefix: str, rows: tuple[int, ...] = TILES) -> Iterator[Choice]:
+    for name, settings in (("block_m", rows), ("block_n", TILES), ("warps", WARPS), ("stages", STAGES)):
         yield Choice(prefix + name, settings)
+
+
+def _excluded_of_families(settings: Settings, plan: Plan, too_large: Callable[[Settings], str | None]) -> str | None:
+    """The same where there are two families."""
+    if settings["family"] == "stream":
+        if settings["queries"] != 1 or settings["block_m"] not in TILES:
+            return "portable kernels hold one tile of queries, of a power of two rows"
+        return too_large(settings)
+    config = tile_of(settings)
+    assert isinstance(config, HopperConfig), "the other family"
+    if config.warps != 4 or config.block_m not in (128, 192) or config.block_n < 32 or config.stages < 2:
+        return "kernels for Hopper have groups of 4 warps, 2 or 3 of them, tiles of 32 keys or more, 2 stages or more"
+    if config.block_m == 192 and not analyse_mask(plan.mask).by_ranges:
+        return "lists of tiles are made for a power of two rows"
+    keys, values, _ = lanes_of(plan)
+    if (shared := config.shared(keys, values)) > SHARED_MEMORY["sm_90"]:
+        return f"it takes {shared} bytes of shared memory, there are {SHARED_MEMORY['sm_90']}"
+    return None
 
 
 def _excluded(tile: Config, over: str, width: int, workload: Workload, limit: int, *, sums: int) -> str | None:
@@ -72,7 +105,10 @@ def _excluded(tile: Config, over: str, width: int, workload: Workload, limit: in
 
 def tile_of(settings: Settings, prefix: str = "") -> Config:
     """One tile as the settings whose names begin with ``prefix`` say."""
-    return Config(*(int(settings[prefix + name]) for name in ("block_m", "block_n", "warps", "stages")))
+    block_m, block_n, warps, stages = (int(settings[prefix + x]) for x in ("block_m", "block_n", "warps", "stages"))
+    if settings.get("family") == "hopper":
+        return HopperConfig(block_m, block_n, warps, stages, int(settings["queries"]))
+    return Config(block_m, block_n, warps, stages)
 
 
 def tiles_of(settings: Settings) -> Configs:

@@ -26,6 +26,10 @@ class HopperConfig(Config):
     def warpgroups(self) -> int:
         return self.block_m // _ROWS
 
+    def shared(self, keys: int, values: int) -> int:
+        """Bytes of shared memory, for so many lanes of keys and of values."""
+        return 2 * (self.stages * self.block_n * (keys + values) + self.queries * self.block_m * keys) + _RESERVED
+
     @property
     def registers(self) -> tuple[int, int, int]:
         """Registers of a thread: of the warp that copies, of those that multiply, and of all when they start."""
@@ -44,10 +48,8 @@ def hopper_candidates(keys: int, values: int, sums: int, by_lists: bool) -> Iter
     shapes = [(3, 128)] if max(keys, sums) <= 64 and not by_lists else []
     shapes += [(2, 128)] if sums <= 192 else []
     for warpgroups, block_n in (*shapes, (2, 64), (2, 32)):
-        slot = 2 * block_n * (keys + values)
-        for queries in (2, 1):
-            left = SHARED_MEMORY["sm_90"] - _RESERVED - 2 * queries * warpgroups * _ROWS * keys
-            stages = min(left // slot, 3 if queries == 2 else 2)
-            if stages >= 2:
-                yield HopperConfig(warpgroups * _ROWS, block_n, 4, stages, queries)
+        for stages, queries in ((3, 2), (2, 2), (2, 1)):
+            config = HopperConfig(warpgroups * _ROWS, block_n, 4, stages, queries)
+            if config.shared(keys, values) <= SHARED_MEMORY["sm_90"]:
+                yield config
                 break

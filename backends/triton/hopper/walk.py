@@ -14,7 +14,7 @@ from attnc.ir.nodes import Literal
 
 
 class Unfit(Exception):
-    """Why a walk is none for these kernels, in words that follow "it has" or "there is"."""
+    """What these kernels do not take."""
 
 
 COUNTER = "counter"
