@@ -39,7 +39,7 @@ class Remote:
             OSError: it cannot be reached, or refuses.
         """
         moved = present = 0
-        for key in store.keys() if keys is None else keys:
+        for key in store.key_names() if keys is None else keys:
             held = self._held(key)
             for record in store.records(key):
                 data = write(record)

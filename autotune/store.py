@@ -60,14 +60,14 @@ class Store:
             _log.warning("attnc skipped %d tuning records in %s: %s", len(problems), self.folder(key), problems[0])
         return found
 
-    def keys(self) -> Iterator[str]:
+    def key_names(self) -> Iterator[str]:
         """The names of all keys, in order."""
         for short in _folders(self.root / VERSION):
             yield from (key.name for key in _folders(short) if is_digest(key.name) and key.name[:2] == short.name)
 
     def all(self) -> Iterator[Record]:
         """Every record that can be read."""
-        for key in self.keys():
+        for key in self.key_names():
             yield from self.records(key)
 
     def merge(self, records: Iterable[Record]) -> int:

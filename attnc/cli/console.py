@@ -12,11 +12,14 @@ from typing import NoReturn
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from attnc.errors import ArgumentError, BundleError, TargetError, UnsupportedError
 from attnc.grammar.diagnostic import SpecError, render, to_json
 
 out = Console(highlight=False, soft_wrap=True)
+WIDEST = 240
+"""Columns that a table may take."""
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -61,6 +64,11 @@ def fail(message: str, code: Exit, as_json: bool = False) -> NoReturn:
         err.print("[bold red]error[/]:", end=" ")
         err.print(message, markup=False)
     raise typer.Exit(code) from None
+
+
+def print_table(table: Table) -> None:
+    """Print a table with every row in one line, however wide the terminal is."""
+    Console(highlight=False, width=max(out.width, WIDEST)).print(table, no_wrap=True)
 
 
 @contextmanager

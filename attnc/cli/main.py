@@ -10,6 +10,7 @@ import typer
 from attnc.cli import check as checking
 from attnc.cli import compile as compiling
 from attnc.cli import doctor as doctoring
+from attnc.cli import store_commands
 from attnc.cli.compile import Emit
 from attnc.cli.console import constants_of, errors_reported, out
 
@@ -21,6 +22,8 @@ app = typer.Typer(
     rich_markup_mode="rich",
     epilog="Exit codes: 0 done, 1 the spec has errors, 2 the command line is wrong, 3 the target cannot do it.",
 )
+
+app.add_typer(store_commands.app)
 
 SpecArgument = Annotated[str, typer.Argument(metavar="SPEC", help="A file, or FILE:NAME for one attention of several.")]
 Definitions = Annotated[
@@ -126,6 +129,7 @@ def tune(
     missing: Annotated[bool, typer.Option("--missing", help="Only what was never tuned to the end.")] = False,
     cold: Annotated[bool, typer.Option("--cold", help="Begin without the best of neighbouring results.")] = False,
     require_hit: Annotated[bool, typer.Option("--require-hit", help="Tune nothing; fail if anything is not.")] = False,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Write a page (HTML) about the results.")] = None,
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes that compile. [one a core]")] = 0,
 ) -> None:
     """Find the fastest configs of a spec on this machine, and keep them for attnc.load."""
@@ -141,7 +145,7 @@ def tune(
             tuning.require(wanted)
         else:
             where = Store(store) if store else user_store()
-            tuning.run(wanted, where, budget, storage, resume, missing, cold, jobs)
+            tuning.run(wanted, where, budget, storage, resume, missing, cold, jobs, plot)
 
 
 @app.command()

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from attnc.autotune.data import resolve_extents
+from attnc.autotune.key import key_of
+from attnc.autotune.lookup import find
 from attnc.autotune.problem import Problem
-from attnc.autotune.session import budget_of, tune, tuner
+from attnc.autotune.session import budget_of, is_tuned, observations, tune, tuner
 from attnc.autotune.store import Store
 from attnc.autotune.tuner import Budget, Failed
 from attnc.autotune.tuner import Progress as State
 from attnc.backends.protocol import Workload
 from attnc.bundle import default_inputs
 from attnc.cli.compile import spec_of
-from attnc.cli.console import Exit, err, fail, out
+from attnc.cli.console import Exit, err, fail, out, print_table
 from attnc.errors import ArgumentError, TargetError
 from attnc.jit import Checked, recall_spec
 from attnc.spec import Constants
@@ -83,7 +86,15 @@ def sizes_of(text: str, checked: Checked) -> tuple[dict[str, int], tuple[int, in
 
 
 def run(
-    wanted: Wanted, store: Store, budget: str, storage: str | None, again: bool, missing: bool, cold: bool, jobs: int
+    wanted: Wanted,
+    store: Store,
+    budget: str,
+    storage: str | None,
+    again: bool,
+    missing: bool,
+    cold: bool,
+    jobs: int,
+    page: Path | None,
 ) -> None:
     """Tune, show how it goes, and say what was found. Ctrl-C ends it and keeps what was measured."""
     try:
@@ -111,22 +122,31 @@ def run(
                 except KeyboardInterrupt:
                     interrupted = True
                     break
-    out.print(_table(rows))
+    print_table(_table(rows))
     for problem, _, problem_text in rows:
         if problem_text:
             err.print(f"{title(problem)}: {problem_text}", markup=False)
     out.print(f"in {store.root}", markup=False)
+    if page is not None:
+        plot(wanted, store, page)
     if interrupted:
         fail("interrupted; what was measured is kept", Exit.INTERRUPTED)
     if any(text for *_, text in rows):
         fail("not everything could be tuned", Exit.TARGET)
 
 
+def plot(wanted: Wanted, store: Store, path: Path) -> None:
+    """Write a page about what a store holds of these kernels."""
+    from attnc.autotune.plot import Tuned, page
+
+    path.write_text(
+        page(Tuned(title(x), observations(store, key_of(x.request()))) for x in problems(wanted)), encoding="utf-8"
+    )
+    out.print(f"wrote {path}", markup=False)
+
+
 def require(wanted: Wanted) -> None:
     """Fail unless everything was tuned."""
-    from attnc.autotune.key import key_of
-    from attnc.autotune.lookup import find
-
     absent = []
     for problem in problems(wanted):
         request = problem.request()
@@ -149,9 +169,6 @@ def title(problem: Problem) -> str:
 
 
 def _has(store: Store, problem: Problem) -> bool:
-    from attnc.autotune.key import key_of
-    from attnc.autotune.session import is_tuned, observations
-
     return is_tuned(observations(store, key_of(problem.request())))
 
 
@@ -161,7 +178,9 @@ def _line(state: State) -> str:
 
 
 def _table(rows: Sequence[tuple[Problem, State | None, str]]) -> Table:
-    table = Table("what", "default µs", "speed-up", "config", "trials", "rejected", "failed", "compile s", "measure s")
+    table = Table(
+        "what", "default µs", "speed-up", "config", "trials", "rejected", "failed", "compile s", "measure s", box=None
+    )
     for problem, state, text in rows:
         if state is None:
             table.add_row(title(problem), "", "", text[:40] or "tuned before", "0")
