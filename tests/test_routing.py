@@ -157,6 +157,30 @@ def test_queries_in_blocks_by_position(generator: torch.Generator) -> None:
     torch.testing.assert_close(spec.reference(q[:, :, 4:8], k[:, :, :8], v[:, :, :8]), whole[:, :, 4:8])
 
 
+@pytest.mark.parametrize("who", ["query", "queries(block=4)", "head"])
+def test_visible_blocks_in_closed_form_are_those_of_the_pairs(who: str, generator: torch.Generator) -> None:
+    q, k, v = tokens(generator, 13, 21, heads=2)
+    reduced = "q" if who == "query" else "mean(q)"
+    route = f"route keys(block=3) per {who} {{ rank dot({reduced}, mean(k)) select top(2) always last(1) }}"
+    closed, looked = (op(f"mask {mask} {route}").reference(q, k, v) for mask in ("causal", "causal and j < 10 * N"))
+    torch.testing.assert_close(closed, looked, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("who", ["query", "queries(block=4)"])
+@pytest.mark.parametrize("mask", ["causal", "causal and i - j < 9"])
+def test_stretches_of_choosers_choose_as_all_at_once(
+    who: str, mask: str, generator: torch.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    q, k, v = tokens(generator, 23, 30, heads=2)
+    reduced = "q" if who == "query" else "mean(q)"
+    for select in ("top(2)", "top(40, scope=head)", "mass(0.4)"):
+        route = f"route keys(block=3) per {who} {{ rank exp(dot({reduced}, mean(k))) select {select} also self }}"
+        whole = op(f"mask {mask} {route}").reference(q, k, v)
+        with monkeypatch.context() as patched:
+            patched.setattr("attnc.routing.choose.MOST_NUMBERS", 100)
+            torch.testing.assert_close(op(f"mask {mask} {route}").reference(q, k, v), whole, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("m", "n"), [(0, 5), (3, 0), (1, 1), (9, 4)])
 def test_small_sizes(m: int, n: int, generator: torch.Generator) -> None:
     q, k = (torch.randn(1, 2, size, 4, generator=generator) for size in (m, n))

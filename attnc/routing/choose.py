@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from attnc.analyse.scalar import evaluate
+from attnc.ir import build
+from attnc.ir.build import apply
 from attnc.ir.nodes import Kind, Node, Window
 from attnc.ir.program import Route
 from attnc.ir.traverse import postorder
@@ -16,7 +18,7 @@ from attnc.routing import select
 from attnc.routing.dense import Call, Choosers, Dense, bounds_of
 from attnc.routing.pools import any_in_blocks, window_count
 
-MOST_NUMBERS = 1 << 25
+MOST_NUMBERS = 1 << 26
 """How many numbers of the widest kind are made at a time; choosers are taken in stretches that keep to it."""
 
 WORD = 32
@@ -105,7 +107,7 @@ def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> C
         return Choice(torch.zeros(shape, dtype=torch.int32, device=call.device), block, every)
     assert route.select is not None
     shared: dict[Node, Tensor] = {}
-    parts = _stretches(call, every, route)
+    parts = _stretches(call, every, _widest(call, mask, before, route, block))
     ranked: Iterator[_Ranked] = (_rank(call, mask, before, route, part, block, shared) for part in parts)
     if dict(route.select.options).get("scope", "chooser") != "chooser":
         ranked = iter([_joined(list(ranked))])
@@ -125,11 +127,19 @@ def _all_choosers(call: Call, route: Route) -> Choosers:
     return Choosers(0, rows, block, call.shift // block)
 
 
-def _stretches(call: Call, every: Choosers, route: Route) -> Iterator[Choosers]:
+def _widest(call: Call, mask: Node, before: Sequence[Choice], route: Route, block: int) -> int:
+    """How many numbers a query row stands for in the widest tensor."""
+    heads, n = max(1, call.sizes["B"] * call.sizes["H"]), call.sizes["N"]
+    blocks = heads * -(-n // block)
+    if _in_closed_form(mask, before, route) and not any(node.axes >= {"i", "j"} for node in postorder(*route.roots())):
+        return blocks
+    return max(blocks, n * max(1, heads // 8))
+
+
+def _stretches(call: Call, every: Choosers, widest: int) -> Iterator[Choosers]:
     """All choosers in stretches of contiguous rows."""
-    rows, keys = call.sizes["M"], max(call.sizes["N"], 1)
-    heads = call.sizes["B"] * call.sizes["H"]
-    step = max(1, MOST_NUMBERS // (keys * max(1, heads // 8)))
+    rows = call.sizes["M"]
+    step = max(1, MOST_NUMBERS // widest)
     if every.block == 0:
         yield every
         return
@@ -171,15 +181,19 @@ def _rank(
     block: int,
     shared: dict[Node, Tensor],
 ) -> _Ranked:
-    n = call.sizes["N"]
-    pairs = visible_pairs(call, mask, before, part.row_lo, part.row_hi)
-    pairs = pairs.expand(*pairs.shape[:2], part.row_hi - part.row_lo, n)
-    if part.block is not None:
-        size = part.block or part.row_hi - part.row_lo
-        lacking = (part.row_lo + call.shift) % size if part.block else 0
-        pairs = any_in_blocks(pairs, 2, size, lacking)
-    visible = any_in_blocks(pairs, 3, block)
-    dense = Dense(call, part, block, bounds_of(*route.roots()), visible, _windows(call, route, pairs), shared=shared)
+    windows: dict[tuple[int, int], Tensor] = {}
+    if _in_closed_form(mask, before, route):
+        visible = _visible_blocks(call, mask, part, block)
+    else:
+        pairs = visible_pairs(call, mask, before, part.row_lo, part.row_hi)
+        pairs = pairs.expand(*pairs.shape[:2], part.row_hi - part.row_lo, call.sizes["N"])
+        if part.block is not None:
+            size = part.block or part.row_hi - part.row_lo
+            lacking = (part.row_lo + call.shift) % size if part.block else 0
+            pairs = any_in_blocks(pairs, 2, size, lacking)
+        visible = any_in_blocks(pairs, 3, block)
+        windows = _windows(call, route, pairs)
+    dense = Dense(call, part, block, bounds_of(*route.roots()), visible, windows, shared=shared)
     taken = []
     for listed in (route.always, route.also):
         found = torch.zeros_like(visible)
@@ -196,6 +210,28 @@ def _rank(
         rank = _at(dense, route.rank)
     shape = torch.broadcast_shapes(rank.shape, candidates.shape, *(x.shape for x in taken))
     return _Ranked(dense, *(x.expand(shape) for x in (rank, candidates, *taken)))
+
+
+CAUSAL = apply("le", build.index("j"), build.index("i"))
+
+
+def _in_closed_form(mask: Node, before: Sequence[Choice], route: Route) -> bool:
+    """Whether the visible blocks are known without looking at pairs."""
+    has_windows = any(isinstance(node, Window) for node in postorder(*route.roots()))
+    return mask in (CAUSAL, build.literal(True)) and not before and not has_windows
+
+
+def _visible_blocks(call: Call, mask: Node, part: Choosers, block: int) -> Tensor:
+    """The visible blocks of a causal mask, or of none: ``[1, 1, C, blocks]``."""
+    first = torch.arange(-(-call.sizes["N"] // block), device=call.device) * block
+    if part.block is None:
+        last = torch.arange(part.row_lo, part.row_hi, device=call.device) + call.shift
+    else:
+        end = part.row_hi + call.shift - 1
+        ends = torch.arange(part.count(call.shift), device=call.device) + part.first + 1
+        last = (ends * part.block - 1).clamp(max=end) if part.block else torch.full_like(ends, end)
+    seen = first <= last[:, None] if mask is CAUSAL else torch.ones(len(last), len(first), device=call.device) > 0
+    return seen[None, None]
 
 
 def _windows(call: Call, route: Route, pairs: Tensor) -> dict[tuple[int, int], Tensor]:

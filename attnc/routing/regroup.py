@@ -19,7 +19,7 @@ from attnc.ir.build import apply, literal
 from attnc.ir.nodes import Index, Input, Kind, Literal, Node, Read, Size, Token
 from attnc.ir.program import Body, Program
 from attnc.ir.traverse import postorder
-from attnc.routing.choose import Choice, unpack
+from attnc.routing.choose import CAUSAL, Choice, unpack
 from attnc.routing.dense import Call
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ TILES = (64, 128)
 AT_ONCE = 1 << 27
 """Bits of choices unpacked together."""
 
-CAUSAL = apply("le", build.index("j"), build.index("i"))
 COUNT = Input("count__", Kind.INT, (build.size("B"),))
 
 

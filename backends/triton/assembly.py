@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from attnc.analyse.mask import analyse_mask
+from attnc.analyse.mask.cells import cells_of
 from attnc.analyse.visibility import Visibility
 from attnc.backends.triton import slots
 from attnc.backends.triton.chunks import Chunks, Tensors
@@ -142,13 +144,14 @@ class Assembly:
             return
         functions, seen = self.functions(f"tiles_{lists or over}"), self.visibility
         dots = dots_of((seen.mask,))
-        reads = slots.outer_reads(over, seen.mask)
+        looked, full_test, cell = _looked(seen, config.block_n)
+        reads = slots.outer_reads(over, looked)
         slots.add_group(functions, self.program.group)
         self.add_ranges(functions, over)
         slots.add_tile_test(functions, "EMPTY", seen.empty, "No pair of the tile is visible.")
-        slots.add_tile_test(functions, "FULL", seen.full, "Every pair of the tile is visible.")
+        slots.add_tile_test(functions, "FULL", full_test, "Every pair of the tile is visible.")
         slots.add_rows(functions, reads)
-        slots.add_visible(functions, seen.mask, dots, reads)
+        slots.add_visible(functions, looked, dots, reads)
         per_batch, per_head = self.lists_per()
         block, inner = blocks(over, config)
         tiles, keys = Extent(_OUTER[over], block), Extent(_INNER[over], inner)
@@ -177,6 +180,7 @@ class Assembly:
                     "INNER_BLOCK": inner,
                     "HEADS": per_head,
                     "LOOK": seen.by_data and not dots,
+                    "CELL": cell,
                 },
                 functions.names,
                 grid,
@@ -285,6 +289,14 @@ class Assembly:
 
 _OUTER = {"keys": "M", "rows": "N"}
 _INNER = {"keys": "N", "rows": "M"}
+
+
+def _looked(seen: Visibility, keys: int) -> tuple[Node, Node, int]:
+    """What tiles of so many keys are classified by: a mask to look at, a test of full tiles, keys looked at in one."""
+    cells = cells_of(seen.mask) if seen.by_data else None
+    if cells is None or (keys % cells.step and cells.step % keys):
+        return seen.mask, seen.full, 1
+    return cells.data, analyse_mask(cells.rest).full, min(cells.step, keys)
 
 
 def blocks(over: Over, config: Config) -> tuple[int, int]:

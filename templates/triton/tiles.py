@@ -25,6 +25,7 @@ def tiles(
     INNER_BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
     LOOK: tl.constexpr,
+    CELL: tl.constexpr,
     GROUP: tl.constexpr,
     RANGES: tl.constexpr,
     EMPTY: tl.constexpr,
@@ -35,7 +36,8 @@ def tiles(
     """Grid: one program for each outer tile, head (if ``HEADS``) and batch row (if the mask varies with it).
 
     ``EMPTY`` and ``FULL`` ``(b, h, g, i_lo, i_hi, j_lo, j_hi, env)`` settle a tile without looking at its pairs; where
-    neither does, ``LOOK`` says whether to evaluate the mask.
+    neither does, ``LOOK`` says whether to evaluate the mask. With ``CELL`` above 1, ``VISIBLE`` is the part of the mask
+    that is the same for ``CELL`` keys at a time, evaluated once for these, and ``FULL`` is about the rest of the mask.
     """
     outer_count = N if OVER_ROWS else M
     inner_count = M if OVER_ROWS else N
@@ -52,7 +54,11 @@ def tiles(
         b = program // outer_tiles
     g = GROUP(b, h, env)
     first = outer_tile * BLOCK
-    token = tl.minimum(first + tl.arange(0, BLOCK), outer_count - 1)[:, None]
+    OUTER_CELL: tl.constexpr = CELL if OVER_ROWS else 1
+    INNER_CELL: tl.constexpr = 1 if OVER_ROWS else CELL
+    LOOKED: tl.constexpr = BLOCK // OUTER_CELL
+    INNER_LOOKED: tl.constexpr = INNER_BLOCK // INNER_CELL
+    token = tl.minimum(first + tl.arange(0, LOOKED) * OUTER_CELL, outer_count - 1)[:, None]
     lo = first + outer_origin
     hi = tl.minimum(first + BLOCK, outer_count) - 1 + outer_origin
     row, i, j = positions(token, token, M, N, OVER_ROWS)
@@ -75,14 +81,14 @@ def tiles(
                 full = FULL(b, h, g, lo, hi, inner_lo, inner_hi, env) & (lo <= hi)
                 empty = EMPTY(b, h, g, lo, hi, inner_lo, inner_hi, env) & (lo <= hi)
             if LOOK:
-                if (full | empty) == 0:
-                    raw = inner_first + tl.arange(0, INNER_BLOCK)
+                if (empty | (full & (CELL == 1))) == 0:
+                    raw = inner_first + tl.arange(0, INNER_LOOKED) * INNER_CELL
                     inside = (raw < inner_count)[None, :]
                     inner = tl.minimum(raw, inner_count - 1)[None, :]
                     at_row, at_i, at_j = positions(token, inner, M, N, OVER_ROWS)
                     visible = VISIBLE(inside, (), rows, b, h, g, at_row, at_i, at_j, env)
                     seen = tl.sum(tl.sum((visible & (at_row >= 0) & (at_j >= 0)).to(tl.int32), 1), 0)
-                    full = seen == BLOCK * INNER_BLOCK
+                    full = (seen == LOOKED * INNER_LOOKED) & (full | (CELL == 1))
                     empty = seen == 0
             full = full & whole
             masked = (full | empty) == 0

@@ -1,0 +1,67 @@
+"""Masks whose data varies along the keys in steps: what was chosen of a block is the same for all its keys."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from attnc.ir.build import apply, index, literal
+from attnc.ir.nodes import Apply, Index, Literal, Node, Param, Size
+from attnc.ir.traverse import postorder
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """A mask as ``rest and data``: ``rest`` is about positions alone, ``data`` the same for ``step`` keys at a time."""
+
+    rest: Node
+    data: Node
+    step: int
+
+
+def cells_of(mask: Node) -> Cells | None:
+    """How data in ``mask`` varies along the keys; ``None`` if it does so key by key, or there is none."""
+    parts = _conjuncts(mask)
+    data = [part for part in parts if any(not _is_position(node) for node in postorder(part))]
+    step = 0
+    for part in data:
+        found = _step(part)
+        if found is None:
+            return None
+        step = math.gcd(step, found)
+    if step < 2:
+        return None
+    rest = [part for part in parts if part not in data]
+    return Cells(_all(rest), _all(data), step)
+
+
+def _conjuncts(mask: Node) -> list[Node]:
+    match mask:
+        case Apply(op="and", args=(a, b)):
+            return [*_conjuncts(a), *_conjuncts(b)]
+        case _:
+            return [mask]
+
+
+def _all(parts: list[Node]) -> Node:
+    found: Node = literal(True)
+    for at, part in enumerate(parts):
+        found = apply("and", found, part) if at else part
+    return found
+
+
+def _is_position(node: Node) -> bool:
+    return isinstance(node, Apply | Index | Literal | Param | Size)
+
+
+def _step(node: Node) -> int | None:
+    """The greatest number of keys, from a multiple of it on, over which ``node`` is constant; 0 if over all."""
+    steps = {
+        part: int(part.args[1].value)
+        for part in postorder(node)
+        if isinstance(part, Apply) and part.op == "floordiv" and part.args[0] is index("j")
+        if isinstance(part.args[1], Literal) and part.args[1].value > 0
+    }
+    if any(part is index("j") for part in postorder(node, stop=steps)):
+        return None
+    return math.gcd(*steps.values())
