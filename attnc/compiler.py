@@ -123,15 +123,13 @@ def made_of_parts(program: Program, source: KernelSource) -> Composite:
     Raises:
         UnsupportedError: a part of it has no plain attention.
     """
-    from attnc.jit import Checked, JustInTime
+    from attnc.jit import JustInTime
     from attnc.op import Op
     from attnc.routing.composite import Composite
 
-    def make(plain: Program) -> Op:
-        return Op(plain, JustInTime(Checked.of(plain), source.tag or None))
-
+    assert isinstance(source, JustInTime), "a bundle holds plain attentions alone"
     try:
-        return Composite(program, make)
+        return Composite(program, lambda plain: Op(plain, source.of_part(plain)))
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None

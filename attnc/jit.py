@@ -68,10 +68,15 @@ class JustInTime:
         self.program = checked.program
         self.tag = " ".join(filter(None, (backend, tag)))
         self._meaning = checked.meaning
+        self._tag = tag
         self._backend = backend
         self._choose = choose
         self._plans: dict[Widths, Plan] = {}
         self._backwards: dict[tuple[Widths, bool], Backward] = {}
+
+    def of_part(self, program: Program) -> JustInTime:
+        """The kernels of a part of the program, chosen alike."""
+        return JustInTime(Checked.of(program), self._backend, self._choose, self._tag)
 
     def plan(self, widths: Widths) -> Plan:
         """The plan for these head widths."""

@@ -62,9 +62,8 @@ def unpack(words: Tensor) -> Tensor:
 def pack(chosen: Tensor) -> Tensor:
     """The inverse of :func:`unpack`, filled up with 0."""
     short = -chosen.shape[-1] % WORD
-    bits = torch.nn.functional.pad(chosen, (0, short)).unflatten(-1, (-1, WORD)).long()
-    values = (bits << torch.arange(WORD, device=chosen.device)).sum(-1)
-    return torch.where(values >= 1 << (WORD - 1), values - (1 << WORD), values).to(torch.int32)
+    bits = torch.nn.functional.pad(chosen, (0, short)).unflatten(-1, (-1, WORD)).to(torch.int32)
+    return (bits << torch.arange(WORD, device=chosen.device, dtype=torch.int32)).sum(-1, dtype=torch.int32)
 
 
 @torch.no_grad()

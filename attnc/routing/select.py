@@ -26,7 +26,7 @@ def top(ranks: Tensor, taken: Tensor, n: Tensor) -> Tensor:
     above = ranks > last
     ties = (ranks == last) & taken
     left = n - above.sum(-1, keepdim=True)
-    chosen: Tensor = taken & (above | (ties & (ties.cumsum(-1) <= left))) & (n > 0)
+    chosen: Tensor = taken & (above | (ties & (ties.cumsum(-1, dtype=torch.int32) <= left))) & (n > 0)
     return chosen
 
 
