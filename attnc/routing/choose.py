@@ -63,7 +63,9 @@ def pack(chosen: Tensor) -> Tensor:
     """The inverse of :func:`unpack`, filled up with 0."""
     short = -chosen.shape[-1] % WORD
     bits = torch.nn.functional.pad(chosen, (0, short)).unflatten(-1, (-1, WORD)).to(torch.int32)
-    return (bits << torch.arange(WORD, device=chosen.device, dtype=torch.int32)).sum(-1, dtype=torch.int32)
+    places = torch.arange(WORD, device=chosen.device, dtype=torch.int32)
+    words: Tensor = (bits << places).sum(-1, dtype=torch.int32)
+    return words
 
 
 @torch.no_grad()
