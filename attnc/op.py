@@ -177,6 +177,27 @@ class Op:
         defaults = {x.name: x.default for x in self.program.parameters if x.default is not None}
         return draw(analyse_mask(self.program.body.mask), M, N, block_m, block_n, {**defaults, **given})
 
+    def draw_routes(self, q: Tensor, k: Tensor, v: Tensor, *, b: int = 0, h: int = 0, **arguments: Any) -> str:
+        """What the routes of the spec choose on given tensors, as text: a picture of one head, the blocks that some of
+        its rows took, the share of pairs that all heads keep and the work against that without routes.
+
+        Args:
+            q: ``[B, H, M, D]``.
+            k: ``[B, G, N, D]``.
+            v: ``[B, G, N, E]``.
+            b: batch row to draw.
+            h: head to draw.
+            arguments: what the spec declares, as in a call.
+
+        Raises:
+            ArgumentError: the spec has no routes, or an argument does not fit.
+        """
+        values = self._signature.bind(arguments)
+        check_types(self._signature, q, k, v, values)
+        if is_plain(self.program) or not any(part.body.routes for part, _ in self.composite.parts):
+            raise ArgumentError("q", f"`{self.name}` has no routes; `draw` shows its mask")
+        return self.composite.draw(q, k, v, values, b, h)
+
     def _plan(self, D: int, E: int | None) -> Plan:
         from attnc.compiler import plan_program, specialize_program
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from test_routing_specs import CASES, Case, make
+from test_routing_specs import CASES, SPECS, Case, make
 from torch import Tensor
+from typer.testing import CliRunner
 
 import attnc
+from attnc.cli.main import app
 from attnc.library import SlowGradientWarning
 
 pytest.importorskip("tvm")
@@ -188,3 +190,23 @@ def test_regrouping_where_it_pays(generator: torch.Generator) -> None:
         call, choices = op.composite.chosen(q, q, q)[""]
         pays.append(part.pays(choices[0], call))
     assert pays == [False, True]
+
+
+def test_what_was_chosen_is_drawn(generator: torch.Generator, tmp_path: Any) -> None:
+    op = attnc.load(SPECS / "moba.attn", "moba", constants={"BLOCK": 16, "TOP": 2})
+    q, k, v = (torch.randn(1, 2, 64, 16, generator=generator) for _ in range(3))
+    text = op.draw_routes(q, k, v, h=1)
+    pairs = int((op.reference(q, k, torch.eye(64).expand(1, 2, 64, 64)) > 0).sum())
+    assert f"kept {pairs:,} of {2 * 64 * 65 // 2:,} visible pairs" in text
+    assert "route 1: row 0 took 1 blocks of 16: 0" in text
+    assert "batch row 0, head 1" in text
+    torch.save({"q": q, "k": k, "v": v}, tmp_path / "qkv.pt")
+    drawn = CliRunner().invoke(app, ["draw", f"{SPECS / 'moba.attn'}:moba", "-D", "BLOCK=16", "-D", "TOP=2",
+                                     "--tensors", str(tmp_path / "qkv.pt"), "--head", "0:1"])  # fmt: skip
+    assert drawn.exit_code == 0, drawn.output
+    assert f"kept {pairs:,} of" in drawn.output
+    mask = CliRunner().invoke(app, ["draw", str(SPECS.parent / "causal.attn"), "--size", "256", "256"])
+    assert "16 tiles of 64x64" in mask.output
+    assert CliRunner().invoke(app, ["draw", str(SPECS.parent / "causal.attn")]).exit_code == 2
+    with pytest.raises(attnc.ArgumentError, match="no routes"):
+        attnc.load(SPECS.parent / "causal.attn").draw_routes(q, k, v)

@@ -10,6 +10,7 @@ import typer
 from attnc.cli import check as checking
 from attnc.cli import compile as compiling
 from attnc.cli import doctor as doctoring
+from attnc.cli import draw as drawing
 from attnc.cli import store_commands
 from attnc.cli.compile import Emit
 from attnc.cli.console import constants_of, errors_reported, out
@@ -67,6 +68,21 @@ def explain(
     """Say what the compiler derives: passes over the keys, running state, skipped tiles, what is not possible."""
     with errors_reported():
         compiling.explain(spec, constants_of(define or []), compiling.widths_of(head_dim), grad)
+
+
+@app.command()
+def draw(
+    spec: SpecArgument,
+    define: Definitions = None,
+    size: Annotated[tuple[int, int] | None, typer.Option("--size", metavar="M N", help="Draw the mask.")] = None,
+    tensors: Annotated[
+        Path | None, typer.Option("--tensors", help="A dict of q, k, v and inputs, by torch.save: draw the routes.")
+    ] = None,
+    head: Annotated[str, typer.Option("--head", metavar="[B:]H", help="The head to draw routes of.")] = "0",
+) -> None:
+    """Draw the tiles of a mask, or what routes choose on given tensors."""
+    with errors_reported():
+        drawing.draw(spec, constants_of(define or []), size, tensors, head)
 
 
 @app.command()

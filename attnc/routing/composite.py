@@ -20,6 +20,7 @@ from attnc.ir.program import Program
 from attnc.reference.evaluate import merge
 from attnc.routing.choose import Choice, choose, visible_pairs
 from attnc.routing.dense import Call, Choosers, Dense
+from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
 from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
 from attnc.routing.pools import window_count
@@ -57,6 +58,17 @@ class Composite:
             [name for name, regrouped in self.regrouped.items() if regrouped is not None],
         )
         return "\n".join([before, *(op.explain(D, E, grad=grad) for _, op in self.parts)])
+
+    def draw(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], b: int, h: int) -> str:
+        """What the routes choose on given tensors, attention by attention."""
+        found = self.chosen(q, k, v, values)
+        drawn = []
+        for part, _ in self.parts:
+            call, choices = found[part.name]
+            if choices:
+                widths = call.sizes["D"] + call.sizes["E"]
+                drawn.append(f"{part.plain.name}\n" + draw_choices(call, part.body.mask, choices, widths, b, h))
+        return "\n\n".join(drawn) + "\n"
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> Any:
         """The output, with the log-sum-exp if ``lse``; ``values`` are those of :meth:`Signature.bind`."""
