@@ -118,18 +118,19 @@ class JustInTime:
         if problems:
             return "; ".join(f"{one.span}: {one.message}" for one in problems)
         plan = functools.cache(lambda: hoist(backward.plan))
+        ordered = replace(workload, unordered=False)
         made: dict[tuple[str, Bucket], Any] = {}
 
         def forward(sizes: Sizes) -> Kernel:
             if not workload.saved:
-                return self.kernel(widths, workload, target, sizes)
-            config = self._config("forward", (), widths, workload, target, sizes, lambda _: plan())
-            key = self._training_key("forward", backward, widths, workload, target, config)
-            return cache.kernels.get(key, backend, lambda: backend.build(plan(), workload, target, config))
+                return self.kernel(widths, ordered, target, sizes)
+            config = self._config("forward", (), widths, ordered, target, sizes, lambda _: plan())
+            key = self._training_key("forward", backward, widths, ordered, target, config)
+            return cache.kernels.get(key, backend, lambda: backend.build(plan(), ordered, target, config))
 
         def pullback(sizes: Sizes) -> BackwardKernel:
             wants = tuple(sorted({part.name for part in backward.contributions}))
-            config = self._config("backward", wants, widths, workload, target, sizes, lambda _: backward)
+            config = self._config("backward", wants, widths, ordered, target, sizes, lambda _: backward)
             key = self._training_key("backward", backward, widths, workload, target, config)
             return cache.kernels.get_backward(
                 key, backend, lambda: backend.build_backward(backward, workload, target, config)

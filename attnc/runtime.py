@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Container, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -217,10 +217,12 @@ class Runtime:
         return self._chosen[key]
 
     def _train(self, q: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool]) -> Training | str:
-        key = (*self._key(q, v, values, lse), *needs)
+        unordered = not torch.are_deterministic_algorithms_enabled()
+        key = (*self._key(q, v, values, lse), *needs, unordered)
         if key not in self._training:
             try:
                 widths, workload, target = self._wanted(q, v, values, lse)
+                workload = replace(workload, unordered=unordered)
                 self._training[key] = self._source.training(widths, self._names(needs), workload, target)
             except TargetError as error:
                 self._training[key] = str(error)

@@ -41,6 +41,8 @@ class Workload:
     lse: bool
     saved: tuple[str, ...] = ()
     """Names of final states (statistics, accumulators) that a forward kernel writes too, for a backward."""
+    unordered: bool = False
+    """Whether a backward may add up in any order, so that the last bits differ from call to call."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,6 +17,7 @@ from attnc.backends.protocol import Target
 from attnc.backends.triton import TritonBackend
 from attnc.backends.triton.configs import SHARED_MEMORY
 from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
+from attnc.backends.triton.report import fault_in
 
 pytest.importorskip("triton")
 __all__ = ["interpreter"]
@@ -81,16 +82,16 @@ def test_what_the_compilers_report(name: str, width: int, target: Target) -> Non
     _, made = compiled(name, target, "bf16", width)
     for launch in made.recipe.launches:
         report = made.report()[launch.name]
-        assert report.spilled == 0, launch.name
-        assert report.shared <= SHARED_MEMORY[target.arch]
-        if launch.family in ("stream", "scatter"):
+        assert fault_in(report, launch.family, SHARED_MEMORY[target.arch]) is None, launch.name
+        if launch.family in ("stream", "scatter", "hopper_backward"):
             assert any(kind.startswith(INSTRUCTION[target]) for kind in report.kinds)
 
 
 @pytest.mark.slow
 def test_softmax_needs_two_walks_and_one_number_a_row_twice(tmp_path: Path) -> None:
     _, made = compiled("causal", SM90, "bf16", 64)
-    assert [launch.family for launch in made.recipe.launches] == ["token", "token", "stream", "stream"]
+    families = [launch.family for launch in made.recipe.launches]
+    assert families == ["token", "token", "hopper_backward", "hopper_backward"]
     manifest = json.loads(json.dumps(dict(made.save(tmp_path))))
     loaded = TritonBackend().load_backward(tmp_path, manifest)
     assert isinstance(loaded, DeviceBackward)

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import Target, Workload
+from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.compiling import Binary, CompileError, compile_launch, precision
 from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates
-from attnc.backends.triton.lower_backward import lower_backward_to_recipe
+from attnc.backends.triton.hopper.backward_configs import (
+    FAMILY,
+    WalkConfig,
+    fault_of,
+    fused_candidates,
+    fused_refusal,
+    refusal,
+    walk_candidates,
+)
+from attnc.backends.triton.hopper.backward_terms import cotangents
+from attnc.backends.triton.lower_backward import lanes_of, lower_backward_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import Launch
 from attnc.backends.triton.rewrites import widths
@@ -29,6 +41,8 @@ class CompiledBackward:
     source: str
     binaries: tuple[Binary, ...]
     configs: Configs
+    refusals: Mapping[str, str]
+    """Why traversals have no kernel of the Hopper family, and why they are not ``fused``."""
 
 
 def compile_backward(backward: Backward, workload: Workload, target: Target) -> CompiledBackward:
@@ -40,9 +54,20 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
     width = backward_width(backward)
     tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS}
     configs: Configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
+    refusals: dict[str, str] = {}
+    if workload.unordered:
+        try:
+            configs["rows"] = _choose_fused(backward, workload, target, configs)
+            return replace(compile_with(backward, workload, target, configs), refusals=refusals)
+        except Refused as refused:
+            refusals["fused"] = str(refused)
     for over in OVERS:
-        configs[over] = _choose(backward, workload, target, configs, over, tried[over])
-    return compile_with(backward, workload, target, configs)
+        try:
+            configs[over] = _choose_hopper(backward, workload, target, configs, over)
+        except Refused as refused:
+            refusals[over] = str(refused)
+            configs[over] = _choose(backward, workload, target, configs, over, tried[over])
+    return replace(compile_with(backward, workload, target, configs), refusals=refusals)
 
 
 OVERS: tuple[Over, ...] = ("keys", "rows")
@@ -53,13 +78,59 @@ def backward_width(backward: Backward) -> int:
     return max(sum(padded for _, _, padded in split(width)) for width in widths(backward.plan.program))
 
 
+class Refused(Exception):
+    """A family does not take a walk, and why."""
+
+
 def compile_with(backward: Backward, workload: Workload, target: Target, configs: Configs) -> CompiledBackward:
     """Compile a backward with given configurations, whether they fit or not."""
     lowered = lower_backward_to_recipe(backward, workload, configs, precision(target))
-    source = write_source(backward.plan.program.name, lowered.functions)
+    source = write_source(backward.plan.program.name, lowered.functions, lowered.library)
     module = import_source(backward.plan.program.name, source)
     binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
-    return CompiledBackward(lowered, source, binaries, configs)
+    return CompiledBackward(lowered, source, binaries, configs, {})
+
+
+def _choose_hopper(backward: Backward, workload: Workload, target: Target, configs: Configs, over: Over) -> WalkConfig:
+    """The first shape of the Hopper family with which the kernels of a traversal fit and hardly spill.
+
+    Raises:
+        Refused: there is none.
+    """
+    prepared = prepare(backward)
+    if reason := refusal(over, prepared, workload, target, lanes_of(backward)):
+        raise Refused(reason)
+    return _first_that_fits(backward, workload, target, configs, over, walk_candidates(over, prepared))
+
+
+def _choose_fused(backward: Backward, workload: Workload, target: Target, configs: Configs) -> WalkConfig:
+    """A shape of a walk over the rows that sums over the keys too; raises as :func:`_choose_hopper`."""
+    prepared, lanes = prepare(backward), lanes_of(backward)
+    reason = refusal("rows", prepared, workload, target, lanes) or refusal("keys", prepared, workload, target, lanes)
+    if reason := reason or fused_refusal(prepared, cotangents(prepared.steps)):
+        raise Refused(reason)
+    return _first_that_fits(backward, workload, target, configs, "rows", fused_candidates(prepared))
+
+
+def _first_that_fits(
+    backward: Backward, workload: Workload, target: Target, configs: Configs, over: Over, tried: Iterable[WalkConfig]
+) -> WalkConfig:
+    said = "its accumulators exceed the registers"
+    for config in tried:
+        binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
+        faults = [fault for one in binaries if (fault := fault_of(config, one.report))]
+        if not faults:
+            return config
+        said = f"it {faults[0]}"
+    raise Refused(said)
+
+
+def _binaries(backward: Backward, workload: Workload, target: Target, configs: Configs, over: Over) -> list[Binary]:
+    """The kernels of a traversal."""
+    name = backward.plan.program.name
+    lowered = lower_backward_to_recipe(backward, workload, configs, precision(target))
+    module = import_source(name, write_source(name, lowered.functions, lowered.library))
+    return [compile_launch(one, module, target) for one in lowered.recipe.launches if _walks(one, over)]
 
 
 def _choose(
@@ -79,11 +150,7 @@ def _choose(
             continue
         if len(tiles) >= _ATTEMPTS and least is not None:
             break
-        lowered = lower_backward_to_recipe(backward, workload, {**configs, over: config}, precision(target))
-        module = import_source(
-            backward.plan.program.name, write_source(backward.plan.program.name, lowered.functions)
-        )  # fmt: skip
-        binaries = [compile_launch(one, module, target) for one in lowered.recipe.launches if _walks(one, over)]
+        binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
         if any(binary.shared > SHARED_MEMORY[target.arch] for binary in binaries):
             continue
         spilled = sum(binary.report.spilled for binary in binaries)
@@ -99,4 +166,4 @@ def _choose(
 
 def _walks(launch: Launch, over: Over) -> bool:
     """Whether a launch has the tiles of a traversal."""
-    return launch.family == "stream" and launch.constants["OVER_ROWS"] == (over == "rows")
+    return launch.family in ("stream", FAMILY) and launch.constants["OVER_ROWS"] == (over == "rows")

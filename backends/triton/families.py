@@ -11,6 +11,10 @@ def template(family: str) -> Any:
         from attnc.templates.hopper.forward import forward
 
         return forward
+    if family == "hopper_backward":
+        from attnc.templates.hopper.backward import walk
+
+        return walk
     from attnc.templates.triton.scatter import scatter, settle
     from attnc.templates.triton.stream import stream
     from attnc.templates.triton.tiles import tiles

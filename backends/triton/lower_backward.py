@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Walk, read_by
+from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk, read_by
 from attnc.analyse.gradient.derive import AT_ROW, ROW
 from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Workload
@@ -15,6 +15,9 @@ from attnc.backends.triton.adjoint import Prepared, prepare
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import Config
+from attnc.backends.triton.hopper.backward import WalkLowering
+from attnc.backends.triton.hopper.backward_configs import WalkConfig
+from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Recipe, Value
 from attnc.backends.triton.rewrites import dots_of, widths
@@ -22,7 +25,7 @@ from attnc.backends.triton.slots import SEEN, Finish, Functions, Over, StepResul
 from attnc.backends.triton.vectors import split
 from attnc.ir import build
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read, Token
-from attnc.ir.traverse import postorder
+from attnc.ir.traverse import postorder, substitute
 from attnc.plan import Accumulator, Pass, Statistic, TokenMap
 
 LOWEST = -2.0e38
@@ -38,15 +41,19 @@ def lower_backward_to_recipe(
     types = {"q": element, "k": element, "v": element}
     for declared, dtype in zip(program.inputs, workload.inputs, strict=True):
         types[declared.name] = TRITON_TYPES[dtype]
-    D, E = widths(program)
-    lanes = {"q": D, "k": D, "v": E}
     for source in backward.reads:
         types[source.name] = element if source.name in ("out", "d_out") else "fp32"
-        if len(source.dims) > 3:
-            lanes[source.name] = static(source.dims[-1])
     prepared = prepare(backward)
-    assembly = Assembly(program, element, precision, analyse_mask(prepared.mask), types, lanes)
+    assembly = Assembly(program, element, precision, analyse_mask(prepared.mask), types, lanes_of(backward))
     return _Lowering(backward, prepared, workload, configs, assembly).lower()
+
+
+def lanes_of(backward: Backward) -> dict[str, int]:
+    """The widths of the vectors of tokens that a backward is given, by name."""
+    D, E = widths(backward.plan.program)
+    return {"q": D, "k": D, "v": E} | {
+        source.name: static(source.dims[-1]) for source in backward.reads if len(source.dims) > 3
+    }
 
 
 @dataclass(slots=True)
@@ -67,14 +74,19 @@ class _Lowering:
             if part.level != "pair" and _is_vector(part.result):
                 self.assembly.widths[part.result.name] = static(part.result.dims[-1])
         copies = self.copies()
+        crossing = self.crossing()
+        if crossing is not None:
+            copies.pop(crossing.result.name, None)
         for step in self.prepared.steps:
             match step:
+                case Walk(over="keys") if crossing is not None:
+                    continue
                 case TokenMap(expression=Read(input=source)) if source.name in copies:
                     continue
                 case TokenMap():
-                    self.token_map(step)
+                    self.token_map(step if crossing is None else self.scaled(step, crossing))
                 case Walk(over=over):
-                    self.walk(step, over, copies)
+                    self.walk(step, over, copies, crossing)
                 case Scatter():
                     self.scatter(step)
         recipe = Recipe(
@@ -87,7 +99,23 @@ class _Lowering:
             tuple(source.name for source in self.backward.reads),
             results,
         )
-        return Lowered(recipe, tuple(self.assembly.texts))
+        library = "hopper" if any(isinstance(config, WalkConfig) for config in self.configs.values()) else "triton"
+        return Lowered(recipe, tuple(self.assembly.texts), library)
+
+    def crossing(self) -> Sum | None:
+        """The sum over the keys that the walk over the rows adds up, if it does."""
+        config = self.configs["rows"]
+        if not (isinstance(config, WalkConfig) and config.fused):
+            return None
+        (walk,) = (step for step in self.prepared.steps if isinstance(step, Walk) and step.over == "keys")
+        (one,) = walk.sums
+        return one
+
+    def scaled(self, step: TokenMap, crossing: Sum) -> TokenMap:
+        """The map with the factor of a sum that was added up without it."""
+        number = build.literal(self.prepared.numbers[crossing.result.name])
+        reads = [x for x in postorder(step.expression) if isinstance(x, Read) and x.input == crossing.result]
+        return replace(step, expression=substitute(step.expression, {x: build.apply("mul", x, number) for x in reads}))
 
     def result_type(self, part: Contribution) -> str:
         """The element type of q where the result can be the whole gradient of a token, else float32."""
@@ -176,9 +204,15 @@ class _Lowering:
         slots.add_visible(functions, self.prepared.mask, dots, reads)
         return functions, dots, reads
 
-    def walk(self, step: Walk, over: Over, copies: dict[str, str]) -> None:
+    def walk(self, step: Walk, over: Over, copies: dict[str, str], crossing: Sum | None) -> None:
         self.lists(over)
         name, numbers = f"{over}_{len(self.assembly.launches)}", self.prepared.numbers
+        config = self.configs[over]
+        if isinstance(config, WalkConfig):
+            late = cotangents(self.prepared.steps)
+            lowering = WalkLowering(self.assembly, self.prepared.mask, numbers, late)
+            lowering.lower(name, step, over, config, copies, crossing)
+            return
         scalars = [one for one in step.sums if one.value is None]
         vectors = [one for one in step.sums if one.value is not None]
         sums = Pass(
@@ -208,7 +242,7 @@ class _Lowering:
         names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
-        self.assembly.walk(name, over, self.configs[over], functions, table, starts, outputs, buffers)
+        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers)
 
     def scatter(self, step: Scatter) -> None:
         self.lists("keys", "pairs")
