@@ -9,6 +9,7 @@ from itertools import groupby
 from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Step, Sum, Walk, expressions_of, results_of
 from attnc.analyse.gradient.hoist import hoist_backward
 from attnc.analyse.hoist import is_plain
+from attnc.backends.triton.hopper.backward_explain import explain_walks
 from attnc.ir.build import apply
 from attnc.ir.nodes import Input, Kind, Node, Read
 from attnc.ir.printer import expression
@@ -19,7 +20,8 @@ NOTHING = "zero: the result does not depend on it, or only through a step functi
 
 
 def explain_gradient(backward: Backward) -> str:
-    """What the forward saves, the steps with their terms named, what each gradient is summed from, constant maxima."""
+    """What the forward saves, the steps with their terms named, what gradients are summed from, kernels on Hopper."""
+    on_hopper = list(explain_walks(backward))
     backward = hoist_backward(backward)
     printer = _Printer(backward)
     steps = [(title, list(group)) for title, group in groupby(backward.steps, _title)]
@@ -34,6 +36,7 @@ def explain_gradient(backward: Backward) -> str:
             "Constants to the derivative",
             [f"{printer.text(c)}: the result does not change with it" for c in backward.shifts],
         ),
+        ("Walks on Hopper GPUs in bf16, where they fit the registers", on_hopper),
     ]
     head = f"{backward.plan.program.name}: {_walks(backward)}, after a forward that saves {_size(backward)}"
     bodies = ("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections if lines)
