@@ -36,7 +36,7 @@ def explain_gradient(backward: Backward) -> str:
             "Constants to the derivative",
             [f"{printer.text(c)}: the result does not change with it" for c in backward.shifts],
         ),
-        ("Walks on Hopper GPUs in bf16, where they fit the registers", on_hopper),
+        ("On NVIDIA Hopper, in 16 bits, where it fits the registers", on_hopper),
     ]
     head = f"{backward.plan.program.name}: {_walks(backward)}, after a forward that saves {_size(backward)}"
     bodies = ("\n".join([title, *(f"  {line}" for line in lines)]) for title, lines in sections if lines)

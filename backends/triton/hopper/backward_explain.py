@@ -33,4 +33,4 @@ def explain_walks(backward: Backward) -> Iterator[str]:
     if reason := fused_refusal(prepared, cotangents(prepared.steps)):
         yield f"not in one kernel, as {reason}"
     else:
-        yield "in one kernel, which adds up what is summed over the keys in any order; in two if the order is to be kept"
+        yield "in one kernel, where sums over the keys are added up in any order; in two if they are to keep one"
