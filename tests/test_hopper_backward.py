@@ -12,11 +12,11 @@ from triton_cases import Case
 from attnc.analyse.gradient.backward import Walk
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.adjoint import prepare
-from attnc.backends.triton.configs import SHARED_MEMORY
-from attnc.backends.triton.hopper.backward_configs import fused_refusal, refusal, walk_candidates
+from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY
+from attnc.backends.triton.hopper.backward_configs import WalkConfig, fused_refusal, refusal, walk_candidates
 from attnc.backends.triton.hopper.backward_terms import Split, cotangents, find_shared, split_walk
 from attnc.backends.triton.hopper.hiding import hidden_dot
-from attnc.backends.triton.lower_backward import lanes_of
+from attnc.backends.triton.lower_backward import lanes_of, lower_backward_to_recipe
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.slots import Over
 from attnc.ir.printer import expression
@@ -80,6 +80,16 @@ def test_walks_over_keys_and_rows_share_the_term() -> None:
 def test_dot_products_are_hidden_where_weights_vanish_with_them(name: str, value: float | None) -> None:
     split = split_of(name, "rows")
     assert hidden_dot(split.early_dots, split.tiles, {"slope", "bias"}) == value
+
+
+def test_what_hidden_dot_products_are_shifted_by_is_finite_in_rows_that_see_nothing() -> None:
+    """There ``m + log(l)`` is ``-inf``, which would make ``exp(-1e18 - -inf)`` infinite."""
+    data = make(case_of("causal", 128), "bf16", 0)
+    for hide in (False, True):
+        configs = {"keys": WalkConfig(128, 128, 4, 2, hide=hide), "rows": WalkConfig(64, 128, 4, 2), "pairs": SCATTER}
+        lowered = lower_backward_to_recipe(backward_of(data), workload_of(data), configs, "")
+        (shift,) = (text for text in lowered.functions if "def map_0_map0_value" in text)
+        assert ("tl.where(saved_l0_at > 0.0" in shift) == hide
 
 
 def test_reasons_not_to_take_a_walk() -> None:

@@ -25,7 +25,7 @@ class TritonBackend:
     """See :class:`attnc.backends.protocol.Backend`. With ``TRITON_INTERPRET=1`` kernels run on CPU tensors."""
 
     name = "triton"
-    codegen = 2
+    codegen = 3
     spaces = 2
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
@@ -122,7 +122,8 @@ def _compiled_backward(backward: Backward, workload: Workload, target: Target, c
         made = compile_with(backward, workload, target, tiles_of(config))
     else:
         made = compile_backward(backward, workload, target)
-    return DeviceBackward(*_ready(made.lowered, made.source, made.binaries, target))
+    target, recipe, programs, texts, reports = _ready(made.lowered, made.source, made.binaries, target)
+    return DeviceBackward(target, recipe, programs, {**texts, "choice.txt": f"{made.note}\n"}, reports)
 
 
 def device_kernel(made: Compiled, target: Target) -> DeviceKernel:

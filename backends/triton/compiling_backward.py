@@ -44,6 +44,20 @@ class CompiledBackward:
     refusals: Mapping[str, str]
     """Why traversals have no kernel of the Hopper family, and why they are not ``fused``."""
 
+    @property
+    def note(self) -> str:
+        """What was chosen, and why."""
+        rows = self.configs["rows"]
+        lines = [f"not those for Hopper ({what}): {reason}" for what, reason in self.refusals.items()]
+        if isinstance(rows, WalkConfig) and rows.fused:
+            lines.append("over the rows and the keys at once: kernels with TMA and warp specialisation")
+            return "\n".join(lines)
+        for over in OVERS:
+            special = isinstance(self.configs[over], WalkConfig)
+            kind = "kernels with TMA and warp specialisation" if special else "portable kernels"
+            lines.append(f"over the {over}: {kind}")
+        return "\n".join(lines)
+
 
 def compile_backward(backward: Backward, workload: Workload, target: Target) -> CompiledBackward:
     """Compile a backward, each traversal with the first tile shape that fits, or with the one that spills least.

@@ -142,13 +142,14 @@ class _Lowering:
     # Maps of tokens
 
     def token_map(self, step: TokenMap) -> None:
-        """The kernel of a map: 0 in rows that see nothing where it is a result, or is multiplied by weights of 0."""
+        """The kernel of a map: 0 in rows that see nothing, unless it is multiplied by weights that are set to 0."""
         result, expression = step.result, step.expression
         buffers: tuple[Buffer, ...] = ()
         if result.name not in self.assembly.types:
             buffers = (self.assembly.buffer(result, self.assembly.element if _is_vector(result) else "fp32"),)
         name = f"map_{len(self.assembly.launches)}_{result.name}"
-        selected = step.side == "key" or (bool(buffers) and not _is_vector(result))
+        hides = any(isinstance(config, WalkConfig) and config.hide for config in self.configs.values())
+        selected = step.side == "key" or (bool(buffers) and not _is_vector(result) and not hides)
         seen = None if selected else self.seen(expression)
         self.assembly.token_kernel(name, result.name, expression, step.side, step.per, seen, buffers)
 

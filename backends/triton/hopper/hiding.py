@@ -35,8 +35,8 @@ _LIMITED = frozenset({Limit.ZERO, Limit.FINITE})
 def hidden_dot(dots: Iterable[Dot], weights: Iterable[Node], given: Container[str]) -> float | None:
     """A value of ``dots`` at which all ``weights`` are 0; ``None`` if there is none.
 
-    ``given`` names the inputs of the call, which may hold anything where pairs are not visible. What does not vary by
-    pair is finite otherwise, as visible pairs use it too.
+    ``given`` names the inputs of the call, which may hold anything where pairs are not visible. What else does not vary
+    by pair is finite: visible pairs use it too, and maps are 0 in rows that see nothing.
     """
     dots, weights = tuple(dots), tuple(weights)
     for value, limit in ((-FAR, Limit.DOWN), (FAR, Limit.UP)):
