@@ -19,6 +19,7 @@ from attnc.backends.triton.hopper.hiding import hidden_dot
 from attnc.backends.triton.lower_backward import lanes_of, lower_backward_to_recipe
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.slots import Over
+from attnc.ir.nodes import Kind
 from attnc.ir.printer import expression
 
 SM90 = Target("cuda", "sm_90")
@@ -52,6 +53,12 @@ def test_what_waits_for_the_cotangent_is_one_factor_times_what_was_kept(name: st
     assert split.vanishes
     assert (split.early, len(split.late)) == (1, 1)
     assert len(split.tiles) == (2 if name in ("softcap", "sigmoid") else 1)
+
+
+@pytest.mark.parametrize("name", ["relu2", "cog", "tapa", "row weights"])
+@pytest.mark.parametrize("over", ["keys", "rows"])
+def test_what_is_kept_are_reals(name: str, over: Over) -> None:
+    assert all(tile.kind is Kind.REAL for tile in split_of(name, over).tiles)
 
 
 def test_walks_over_keys_and_rows_share_the_term() -> None:

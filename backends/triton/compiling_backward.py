@@ -129,9 +129,14 @@ def _choose_fused(backward: Backward, workload: Workload, target: Target, config
 def _first_that_fits(
     backward: Backward, workload: Workload, target: Target, configs: Configs, over: Over, tried: Iterable[WalkConfig]
 ) -> WalkConfig:
+    from triton.errors import TritonError
+
     said = "its accumulators exceed the registers"
     for config in tried:
-        binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
+        try:
+            binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
+        except TritonError as error:
+            raise Refused(f"Triton does not compile it: {str(error).splitlines()[-1]}") from error
         faults = [fault for one in binaries if (fault := fault_of(config, one.report))]
         if not faults:
             return config

@@ -15,7 +15,7 @@ from attnc.analyse.gradient.backward import Step, Sum, Walk
 from attnc.backends.triton.adjoint import RAW
 from attnc.backends.triton.rewrites import dots_of
 from attnc.ir.build import apply
-from attnc.ir.nodes import Apply, Dot, Node, Read
+from attnc.ir.nodes import Apply, Dot, Kind, Node, Read
 from attnc.ir.printer import expression
 from attnc.ir.traverse import contains, postorder
 from attnc.plan import TokenMap
@@ -117,7 +117,7 @@ def _varies(node: Node) -> bool:
 
 
 def _kept(weight: Node, is_late: Callable[[Node], bool]) -> list[Node]:
-    """The largest parts of a late weight that are early and worth a tile."""
+    """The largest real parts of a late weight that are early and worth a tile."""
     found: list[Node] = []
     stack, seen = [weight], set[Node]()
     while stack:
@@ -125,7 +125,7 @@ def _kept(weight: Node, is_late: Callable[[Node], bool]) -> list[Node]:
         if node in seen or not _varies(node):
             continue
         seen.add(node)
-        if not contains(node, is_late):
+        if node.kind is Kind.REAL and not contains(node, is_late):
             found.append(node)
         elif not isinstance(node, Dot):
             stack.extend(reversed(node.children))
@@ -136,4 +136,4 @@ def line_reads(over: str, *roots: Node) -> tuple[Read, ...]:
     """Reads of reals that depend on the inner token alone."""
     inner, outer = ("j", "i") if over == "keys" else ("i", "j")
     reads = (node for node in postorder(*roots) if isinstance(node, Read) and not node.is_vector)
-    return tuple(node for node in reads if node.kind.name == "REAL" and inner in node.axes and outer not in node.axes)
+    return tuple(node for node in reads if node.kind is Kind.REAL and inner in node.axes and outer not in node.axes)
