@@ -8,6 +8,7 @@ was asked for it and found from the inner ones, so what does not depend on the k
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from tvm.tirx.script.builder import ir as T
@@ -84,6 +85,17 @@ class Tensor:
             rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
             value = select(value.equals(value), rounded, 0x7FC0).to("uint16")
         self.memory.store(offset, value.to(STORED[self.dtype]))
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The memory of a tensor, read as the type of the arithmetic (:class:`attnc.templates.tvm.memory.Memory`)."""
+
+    tensor: Tensor
+    type: str
+
+    def load(self, at: Value, lanes: int = 1) -> Value:
+        return self.tensor.load(at, self.type, lanes)
 
 
 class Emitter:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from typing import TypeGuard
 
 from attnc.analyse.visibility import I_HI, I_LO, J_HI, J_LO, Visibility
-from attnc.backends.tvm.emit import Emitter, Scope, Vector, always_inside, width_of
+from attnc.backends.tvm.emit import Emitter, Scope, Stored, Vector, always_inside, width_of
 from attnc.ir import build
 from attnc.ir.nodes import Dot, Literal, Node, Read, Reduce, Slice, Token
 from attnc.ir.program import Program
 from attnc.ir.traverse import contains, postorder
 from attnc.plan import Pass, Plan
-from attnc.templates.tvm.memory import Memory, Scratch
+from attnc.templates.tvm.memory import Scratch
 from attnc.templates.tvm.products import pieces
 from attnc.templates.tvm.values import Value, constant, select
 from attnc.templates.tvm.walk import Product, Sum, Walk
@@ -70,6 +70,7 @@ def stage_of(step: Pass, mask: Node, dtype: str, real: str) -> Stage:
                 k,
                 convert or not in_place(a.value),
                 "i" in a.value.axes,
+                in_place(a.value),
             )
             for k, a in enumerate(step.accumulators)
         ),
@@ -95,7 +96,7 @@ def is_product(node: Node) -> TypeGuard[Dot]:
 def product_of(node: Node, convert: bool) -> Product:
     """How the template is to compute a node that :func:`is_product`."""
     if isinstance(node, Dot) and "j" not in node.a.axes and "i" not in node.b.axes:
-        return Product(width_of(node.a.width), convert or not in_place(node.b))
+        return Product(width_of(node.a.width), convert or not in_place(node.b), placed=in_place(node.b))
     return Product(1, False, by_pair=True)
 
 
@@ -205,7 +206,7 @@ class Task:
         """Scope of one key."""
         return self._scope.inner({_J: j})
 
-    def _place(self, node: Node, scope: Scope) -> tuple[Memory, Value]:
+    def _place(self, node: Node, scope: Scope) -> tuple[Stored, Value]:
         """Where the first element of a vector that lies in a tensor is."""
         start = 0
         while isinstance(node, Slice):
@@ -222,7 +223,7 @@ class Task:
                 offset = tensor.offset(*(zero if at is None else scope.value(at) for at in indices))
             case _:
                 raise AssertionError(f"{type(node).__name__} is not in a tensor")
-        return tensor.memory, offset + start
+        return Stored(tensor, self._emitter.type), offset + start
 
     def _elements(self, node: Node, scope: Scope, start: int, lanes: int) -> Value:
         return (
@@ -239,7 +240,7 @@ class Task:
     def query(self, walk: int, product: int, row: Value, start: int, lanes: int) -> Value:
         return self._elements(self._dot(walk, product).a, self.at_row(row), start, lanes)
 
-    def key(self, walk: int, product: int, j: Value) -> tuple[Memory, Value]:
+    def key(self, walk: int, product: int, j: Value) -> tuple[Stored, Value]:
         return self._place(self._dot(walk, product).b, self._at(j))
 
     def key_elements(self, walk: int, product: int, j: Value, start: int, lanes: int) -> Value:
@@ -255,7 +256,7 @@ class Task:
     def pair_value(self, walk: int, number: int, row: Value, j: Value, start: int, lanes: int) -> Value:
         return self._at_pair(row, j).element(self._slots.stages[walk].values[number], start, lanes).spread(lanes)
 
-    def value(self, walk: int, number: int, j: Value) -> tuple[Memory, Value]:
+    def value(self, walk: int, number: int, j: Value) -> tuple[Stored, Value]:
         return self._place(self._slots.stages[walk].values[number], self._at(j))
 
     def value_elements(self, walk: int, number: int, j: Value, start: int, lanes: int) -> Value:

@@ -14,12 +14,11 @@ from dataclasses import dataclass
 
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.few import gather_rows
 from attnc.templates.tvm.head import TASKS
+from attnc.templates.tvm.many import ManyRows
 from attnc.templates.tvm.memory import Memory, Registers
 from attnc.templates.tvm.processor import fma
-from attnc.templates.tvm.products import Shape, Source, index, pieces
-from attnc.templates.tvm.stream import Tile
+from attnc.templates.tvm.products import Shape, Source, gather_rows, index, pieces
 from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.values import Value, constant, maximum, minimum
 from attnc.templates.tvm.walk import Sizes, Slots, TaskSlots, Walk
@@ -61,14 +60,14 @@ def stream_crossed(shape: Shape, slots: Slots, sizes: Sizes, tasks: Tasks, cross
         with T.serial(((tiles - part + (parts - 1)) // parts).expr) as turn, scratch.shared():
             row = ((part + index(turn) * parts) * shape.rows).keep()
             count = minimum(sizes.M - row, shape.rows).keep()
-            _Crossing(shape, slots, slots.task(b, h, scratch), sizes, scratch, row, count, shape.vectors).run_with(
-                [(cross, lambda n, cross=cross: cross.part(part, b, h, n)) for cross in crosses]
-            )
+            _Crossing(
+                shape, slots, slots.task(b, h, scratch), sizes, scratch, row, count, shape.vectors, shape.rows
+            ).run_with([(cross, lambda n, cross=cross: cross.part(part, b, h, n)) for cross in crosses])
     for cross in crosses:
         _add_parts(shape, sizes, tasks, cross, parts)
 
 
-class _Crossing(Tile):
+class _Crossing(ManyRows):
     """The code for one tile of keys."""
 
     def run_with(self, crosses: Sequence[tuple[Cross, Source]]) -> None:

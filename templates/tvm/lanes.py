@@ -66,6 +66,38 @@ def lanes_of(x: Value, which: Sequence[int]) -> Value:
     return Value(tirx.Shuffle([x.expr], at), x.type, len(at))
 
 
+def exchange(a: Value, b: Value, half: int) -> tuple[Value, Value]:
+    """The second of every two blocks of ``half`` lanes of ``a`` exchanged with the first of ``b``."""
+    every = range(a.lanes)
+    upper = [c - half + a.lanes if c & half else c for c in every]
+    lower = [c + a.lanes if c & half else c + half for c in every]
+    return _mix(a, b, upper), _mix(a, b, lower)
+
+
+def _mix(a: Value, b: Value, which: Sequence[int]) -> Value:
+    """Lanes ``which`` of ``a`` followed by ``b``."""
+    at = [tirx.const(k, "int32") for k in which]
+    return Value(tirx.Shuffle([a.expr, b.expr], at), a.type, len(at))
+
+
+def sums_of_lanes(vectors: Sequence[Value]) -> Value:
+    """The sum of the lanes of each of some vectors, a power of two of them, as a vector: folded side by side."""
+    rows, lanes = list(vectors), vectors[0].lanes
+    if lanes < len(rows):
+        return join([sum_of_lanes(x) for x in rows])
+    block = lanes
+    while len(rows) > 1:
+        block, pairs = block // 2, len(rows) // 2
+        folded = [exchange(a.keep(), b.keep(), block) for a, b in zip(rows[:pairs], rows[pairs:], strict=True)]
+        rows = [a + b for a, b in folded]
+    total = rows[0].keep()
+    half = block // 2
+    while half:
+        total = (total + lanes_of(total, [c ^ half for c in range(lanes)])).keep()
+        half //= 2
+    return lanes_of(total, [k * block for k in range(len(vectors))])
+
+
 def vector_of(numbers: Sequence[int | float], type: str) -> Value:
     """A constant vector."""
     return join([constant(number, type) for number in numbers])

@@ -16,26 +16,30 @@ from attnc.templates.tvm.values import Value
 
 
 def pair_products(
-    shape: Shape, out: Memory, product: Callable[[Value, Value], Value], count: Value, rows: Value
+    out: Memory,
+    place: Callable[[Value, Value], Value],
+    product: Callable[[Value, Value], Value],
+    count: Value,
+    rows: Value,
 ) -> None:
-    """``out[n, r] = product(n, r)``."""
+    """``out[place(n, r)] = product(n, r)``."""
     with T.serial(count.expr) as key, T.serial(rows.expr) as row:
         n, r = index(key), index(row)
-        out.store(n * shape.rows + r, product(n, r))
+        out.store(place(n, r), product(n, r))
 
 
 def pair_accumulate(
     shape: Shape,
     out: Memory,
     element: tuple[int, int],
-    weights: Memory,
+    weight: Callable[[Value, Value], Value],
     read: Callable[[Value, Value, int, int], Value],
     width: int,
     count: Value,
     rows: Value,
     scale: Memory | None,
 ) -> None:
-    """``out[r, e] = out[r, e] * scale[r] + sum_n weights[n, r] * read(n, r, e, ...)``, where the weight is not 0.
+    """``out[r, e] = out[r, e] * scale[r] + sum_n weight(n, r) * read(n, r, e, ...)``, where the weight is not 0.
 
     ``element`` says where a sum lies: of row ``r``, element ``e`` is at ``r * element[0] + e * element[1]``.
     """
@@ -48,9 +52,9 @@ def pair_accumulate(
                 out.store(at, out.load(at, lanes, step=element[1]) * factor, step=element[1])
         with T.serial(count.expr) as key:
             n = index(key)
-            weight = weights.load(n * shape.rows + r).keep()
-            with T.If(weight.differs(0.0).expr), T.Then():
+            factor = weight(n, r).keep()
+            with T.If(factor.differs(0.0).expr), T.Then():
                 for start, lanes in pieces(width, shape.lanes):
                     at = (r * element[0] + start * element[1]).keep()
                     old = out.load(at, lanes, step=element[1])
-                    out.store(at, fma(read(n, r, start, lanes), weight, old), step=element[1])
+                    out.store(at, fma(read(n, r, start, lanes), factor, old), step=element[1])

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 from tvm.tirx.script.builder import ir as T
 
@@ -17,7 +17,14 @@ from attnc.templates.tvm.memory import Memory, Registers
 from attnc.templates.tvm.processor import fma
 from attnc.templates.tvm.values import Value, constant, minimum
 
-Source: TypeAlias = Callable[[Value], tuple[Memory, Value]]
+
+class Readable(Protocol):
+    """Elements behind a place: :class:`attnc.templates.tvm.memory.Memory`, or what converts as it reads."""
+
+    def load(self, at: Value, lanes: int = 1) -> Value: ...
+
+
+Source: TypeAlias = Callable[[Value], tuple[Readable, Value]]
 """From the number of a key within its tile to the memory and offset of its vector's first element."""
 
 
@@ -135,6 +142,14 @@ def widen(shape: Shape, out: Memory, read: Callable[[Value, int, int], Value], w
         n = index(key)
         for start, lanes in pieces(width, shape.lanes):
             out.store(n * width + start, read(n, start, lanes))
+
+
+def gather_rows(shape: Shape, out: Memory, read: Callable[[Value, int, int], Value], width: int, rows: Value) -> None:
+    """``out[r, d] = read(r, d, ...)``."""
+    with T.serial(rows.expr) as number:
+        row = index(number)
+        for start, lanes in pieces(width, shape.lanes):
+            out.store(row * width + start, read(row, start, lanes))
 
 
 def pieces(width: int, lanes: int) -> list[tuple[int, int]]:

@@ -10,9 +10,9 @@ from typing import Any, Protocol, cast
 
 from tvm.tirx.script.builder import ir as T
 
+from attnc.templates.tvm.many import ManyRows
 from attnc.templates.tvm.memory import Memory, Scratch
 from attnc.templates.tvm.products import Rows, Shape, index
-from attnc.templates.tvm.stream import Tile
 from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.values import Value, constant, minimum, ramp, select
 from attnc.templates.tvm.walk import Sizes, Slots, Walk
@@ -49,7 +49,7 @@ def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, tasks: Tas
         def tile(number: Value, scratch: Scratch) -> None:
             row = (number * shape.rows).keep()
             count = minimum(sizes.M - row, shape.rows).keep()
-            _Scattering(shape, slots, slot, sizes, scratch, row, count, shape.vectors).run_into(target)
+            _Scattering(shape, slots, slot, sizes, scratch, row, count, shape.vectors, shape.rows).run_into(target)
 
         if apart:
             tile((task % tiles).keep(), scratch)
@@ -58,7 +58,7 @@ def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, tasks: Tas
                 tile(index(number), scratch)
 
 
-class _Scattering(Tile):
+class _Scattering(ManyRows):
     """The code for one tile of rows."""
 
     def run_into(self, target: Memory) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
-from attnc.templates.tvm.lanes import lanes_of
+from attnc.templates.tvm.lanes import exchange, lanes_of
 from attnc.templates.tvm.memory import Memory
 from attnc.templates.tvm.products import index, pieces
 from attnc.templates.tvm.values import Value, constant
@@ -42,21 +42,13 @@ def transpose(out: Memory, source: Memory, height: int, width: int, lanes: int) 
 def transposed(rows: Sequence[Value]) -> list[Value]:
     """The columns of a square matrix of as many vectors as each has lanes, a power of two (Eklundh, 1972)."""
     rows, half = list(rows), len(rows) // 2
-    every = range(len(rows))
     while half:
-        for r in every:
+        for r in range(len(rows)):
             if not r & half:
                 upper, lower = rows[r].keep(), rows[r + half].keep()
-                rows[r] = _mix(upper, lower, [c - half + len(rows) if c & half else c for c in every])
-                rows[r + half] = _mix(upper, lower, [c + len(rows) if c & half else c + half for c in every])
+                rows[r], rows[r + half] = exchange(upper, lower, half)
         half //= 2
     return rows
-
-
-def _mix(a: Value, b: Value, which: Sequence[int]) -> Value:
-    """Lanes ``which`` of ``a`` followed by ``b``."""
-    at = [tirx.const(k, "int32") for k in which]
-    return Value(tirx.Shuffle([a.expr, b.expr], at), a.type, len(at))
 
 
 def _widened(x: Value, lanes: int) -> Value:

@@ -6,24 +6,30 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from attnc.templates.tvm.memory import Memory, Scratch
+from attnc.templates.tvm.memory import Scratch
 from attnc.templates.tvm.values import Value
 
 
 @dataclass(frozen=True, slots=True)
 class Product:
-    """One dot product: its width, whether keys must be converted to the type of the arithmetic first, and whether
-    its vectors are others for each pair."""
+    """One dot product.
+
+    Attributes:
+        width: of its vectors.
+        convert: keys must be converted to the type of the arithmetic, or computed, before they are used often.
+        by_pair: its vectors are others for each pair.
+        placed: keys lie in a tensor, if perhaps as another type.
+    """
 
     width: int
     convert: bool
     by_pair: bool = False
+    placed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Sum:
-    """An accumulator: the plane its weights go to, its shift if any, and its value's width, conversion, and whether
-    it is another for each pair."""
+    """An accumulator: the plane its weights go to, its shift if any, and of its value what :class:`Product` has."""
 
     name: str
     width: int
@@ -31,6 +37,7 @@ class Sum:
     plane: int
     convert: bool
     by_pair: bool = False
+    placed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +88,11 @@ class TaskSlots(Protocol):
 
     def query(self, walk: int, product: int, row: Value, start: int, lanes: int) -> Value: ...
 
-    def key(self, walk: int, product: int, j: Value) -> tuple[Memory, Value]: ...
+    def key(self, walk: int, product: int, j: Value) -> tuple[Any, Value]: ...
 
     def key_elements(self, walk: int, product: int, j: Value, start: int, lanes: int) -> Value: ...
 
-    def value(self, walk: int, number: int, j: Value) -> tuple[Memory, Value]: ...
+    def value(self, walk: int, number: int, j: Value) -> tuple[Any, Value]: ...
 
     def value_elements(self, walk: int, number: int, j: Value, start: int, lanes: int) -> Value: ...
 
