@@ -1,7 +1,8 @@
 """Attention on this machine's CPU: attnc, torch's SDPA and compiled FlexAttention, taking turns on the same cores.
 
-Writes ``results/cpu.json``. Ratios are ours to the peer's (above 1: we are faster); absolute times say little beyond
-this machine. ``--quick`` uses small sizes, to see that everything runs.
+On one thread and on as many as torch takes by itself. Writes ``results/cpu.json``. Ratios are the peer's time to ours
+(above 1: we are faster); absolute times say little beyond this machine. ``--quick`` uses small sizes, to see that
+everything runs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Case, Shape, check, flex_call, flops, sdpa_call, tensors
+from peak import peaks
 from record import write
 from rich.console import Console
 from rich.table import Table
@@ -31,7 +33,7 @@ CPU = torch.device("cpu")
 DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
 
 
-def measure(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
+def measure(calls: dict[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Seconds of each call in each round; the calls take turns, in an order that alternates."""
     for call in calls.values():
         call()
@@ -44,34 +46,71 @@ def measure(calls: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, li
     return seconds
 
 
-def compare(case: Case, shape: Shape, dtype: str, rounds: int) -> dict[str, Any]:
-    """One row of the results: checked first, then timed beside the peers."""
+def compare(case: Case, shape: Shape, dtype: str, rounds: int, peer: bool) -> dict[str, Any]:
+    """A forward: checked first, then timed beside the peers; ``peer`` says whether FlexAttention is one."""
     q, k, v = tensors(shape, DTYPES[dtype], CPU)
     inputs: dict[str, Any] = case.inputs(shape, CPU)
     op = attnc.loads(case.spec)
     error = check(case, op, op(q, k, v, **inputs), q, k, v, inputs)
-    calls: dict[str, Callable[[], Tensor]] = {"attnc": lambda: op(q, k, v, **inputs)}
+    calls: dict[str, Callable[[], Any]] = {"attnc": lambda: op(q, k, v, **inputs)}
     missing = {}
     if (sdpa := sdpa_call(case, shape, q, k, v)) is not None:
         calls["sdpa"] = sdpa
-    if case.flex:
+    if case.flex and peer:
         try:
             calls["flex"] = flex_call(case, shape, inputs, q, k, v)
             calls["flex"]()
         except Exception as error_of_peer:  # a peer that cannot is a result, not a failure of ours
             calls.pop("flex", None)
             missing["flex"] = str(error_of_peer).strip().splitlines()[0][:200]
-    seconds = measure(calls, rounds)
-    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    found = row(case.name, shape, dtype, measure(calls, rounds))
+    rate = flops(case, shape, inputs) / found["seconds"]["attnc"]["median"] / 1e9
+    return {**found, "error": error, "gflops": rate, "missing": missing}
+
+
+def backward(case: Case, shape: Shape, dtype: str, rounds: int) -> dict[str, Any]:
+    """The gradients of q, k and v beside those of SDPA; operations are counted as five products."""
+    q, k, v = (x.requires_grad_() for x in tensors(shape, DTYPES[dtype], CPU))
+    inputs: dict[str, Any] = case.inputs(shape, CPU)
+    op = attnc.loads(case.spec)
+    results = {"attnc": op(q, k, v, **inputs)}
+    if (sdpa := sdpa_call(case, shape, q, k, v)) is not None:
+        results["sdpa"] = sdpa()
+    cotangent = torch.randn_like(results["attnc"])
+
+    def gradients(result: Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad(result, (q, k, v), cotangent, retain_graph=True)
+
+    calls = {name: gradients(result) for name, result in results.items()}
+    ours, theirs = (calls[name]() for name in ("attnc", "sdpa")) if sdpa else ((), ())
+    error = max((float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True)), default=0.0)
+    found = row(f"{case.name} backward", shape, dtype, measure(calls, rounds))
+    rate = 2.5 * flops(case, shape, inputs) / found["seconds"]["attnc"]["median"] / 1e9
+    return {**found, "error": error, "gflops": rate, "missing": {}}
+
+
+def decode(shape: Shape, dtype: str, rounds: int) -> dict[str, Any]:
+    """One query a head over all keys: what counts is how fast keys and values are read."""
+    q, k, v = tensors(shape, DTYPES[dtype], CPU)
+    q = q[:, :, :1].contiguous()
+    op = attnc.loads("attention full {}")
+    sdpa = torch.nn.functional.scaled_dot_product_attention
+    error = float((op(q, k, v).double() - op.reference(q.double(), k.double(), v.double())).abs().max())
+    found = row("decode", shape, dtype, measure({"attnc": lambda: op(q, k, v), "sdpa": lambda: sdpa(q, k, v)}, rounds))
+    read = (k.nbytes + v.nbytes) / found["seconds"]["attnc"]["median"] / 1e9
+    return {**found, "error": error, "gbytes": read, "missing": {}}
+
+
+def row(name: str, shape: Shape, dtype: str, seconds: dict[str, list[float]]) -> dict[str, Any]:
+    """What every row of the results has."""
+    medians = {peer: statistics.median(values) for peer, values in seconds.items()}
     return {
-        "case": case.name,
+        "case": name,
+        "threads": torch.get_num_threads(),
         "dtype": dtype,
-        "shape": {name: getattr(shape, name) for name in ("B", "H", "G", "N", "D")},
-        "error": error,
-        "seconds": {name: {"median": medians[name], "all": values} for name, values in seconds.items()},
-        "gflops": flops(case, shape, inputs) / medians["attnc"] / 1e9,
-        "ratio": {name: medians[name] / medians["attnc"] for name in medians if name != "attnc"},
-        "missing": missing,
+        "shape": {size: getattr(shape, size) for size in ("B", "H", "G", "N", "D")},
+        "seconds": {peer: {"median": medians[peer], "all": values} for peer, values in seconds.items()},
+        "ratio": {peer: medians[peer] / medians["attnc"] for peer in medians if peer != "attnc"},
     }
 
 
@@ -136,18 +175,20 @@ def latency() -> dict[str, Any]:
     return {"case": "latency", "cold_seconds": cold, "warm_seconds": warm}
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """The measured ratios."""
-    shown = Table("case", "dtype", "N", "D", "ms", "GFLOP/s", "SDPA / ours", "Flex / ours")
-    for row in rows:
-        ratio = row["ratio"]
+def table(rows: list[dict[str, Any]], peak: dict[int, dict[str, float]]) -> Table:
+    """The measured ratios, and the part of the machine's peak: of multiply-adds, in decoding of reading memory."""
+    shown = Table("case", "threads", "dtype", "N", "D", "ms", "of peak", "SDPA / ours", "Flex / ours")
+    for found in rows:
+        ratio, most = found["ratio"], peak[found["threads"]]
+        part = found["gflops"] / most["fma"] if "gflops" in found else found["gbytes"] / most["read"]
         shown.add_row(
-            row["case"],
-            row["dtype"],
-            str(row["shape"]["N"]),
-            str(row["shape"]["D"]),
-            f"{1e3 * row['seconds']['attnc']['median']:.1f}",
-            f"{row['gflops']:.0f}",
+            found["case"],
+            str(found["threads"]),
+            found["dtype"],
+            str(found["shape"]["N"]),
+            str(found["shape"]["D"]),
+            f"{1e3 * found['seconds']['attnc']['median']:.1f}",
+            f"{part:.2f}",
             *(f"{ratio[peer]:.2f}" if peer in ratio else "-" for peer in ("sdpa", "flex")),
         )
     return shown
@@ -159,24 +200,38 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
     parser.add_argument("--rounds", type=int, default=11)
     parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these")
+    parser.add_argument("--keys", type=int, action="append", help="how many keys, instead of 512, 2048 and 8192")
+    parser.add_argument("--no-flex", action="store_true", help="without FlexAttention, which takes long to compile")
     given = parser.parse_args()
     console = Console()
     rounds = 3 if given.quick else given.rounds
-    shapes = [Shape(1, 2, 2, 256 if given.quick else n, d) for n in (1024, 4096) for d in (64, 128)]
+    keys = [128] if given.quick else given.keys or [512, 2048, 8192]
     cases = [case for case in CASES if not given.case or case.name in given.case]
+    everything = torch.get_num_threads()
+    peak: dict[int, dict[str, float]] = {}
     rows = []
     with console.status("measuring") as status:
-        for case, shape, dtype in itertools.product(cases, dict.fromkeys(shapes), DTYPES):
-            status.update(f"{case.name} {dtype} N={shape.N} D={shape.D}")
-            torch.compiler.reset()
-            rows.append(compare(case, shape, dtype, rounds))
+        for threads in dict.fromkeys((1, everything)):
+            torch.set_num_threads(threads)
+            peak[threads] = peaks()
+            for n, d, dtype in itertools.product(keys, (64, 128), DTYPES):
+                shape = Shape(1, 8, 8, n, d)
+                for case in cases:
+                    status.update(f"{case.name} {dtype} N={n} D={d}, {threads} threads")
+                    torch.compiler.reset()
+                    peer = threads == everything and not given.no_flex
+                    rows.append(compare(case, shape, dtype, rounds, peer))
+                    if case.sdpa is not None:
+                        rows.append(backward(case, shape, dtype, rounds))
+                rows.append(decode(shape, dtype, 3 * rounds))
         status.update("memory and latency")
         others = [memory(1024 if given.quick else 16384), latency()]
-    console.print(table(rows))
-    for row in others:
-        console.print(json.dumps(row))
+    console.print(table(rows, peak))
+    for found in others:
+        console.print(json.dumps(found))
     if not given.quick:
-        console.print(f"written to {write('cpu', CPU, {'rounds': rounds}, rows + others)}")
+        settings = {"rounds": rounds, "peak": peak}
+        console.print(f"written to {write('cpu', CPU, settings, rows + others)}")
 
 
 if __name__ == "__main__":

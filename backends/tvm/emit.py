@@ -97,6 +97,9 @@ class Stored:
     def load(self, at: Value, lanes: int = 1) -> Value:
         return self.tensor.load(at, self.type, lanes)
 
+    def prefetch(self, at: Value) -> None:
+        self.tensor.memory.prefetch(at)
+
 
 class Emitter:
     """What all scopes of a kernel share: arguments, and the type of the arithmetic."""

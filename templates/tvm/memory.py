@@ -12,7 +12,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.lanes import lanes_of
-from attnc.templates.tvm.processor import features, raw_intrinsic
+from attnc.templates.tvm.processor import features, prefetch, raw_intrinsic
 from attnc.templates.tvm.values import Number, Value, constant, ramp
 
 BYTES = {"int32": 4, "float32": 4, "int64": 8, "float64": 8}
@@ -43,6 +43,10 @@ class Memory:
             arguments = (nothing, self.buffer.data, places, every, scale)
             halves.append(raw_intrinsic("llvm.x86.avx512.mask.gather.qps.512", "float32", 8, *arguments).expr)
         return Value(tirx.Shuffle(halves, [tirx.const(k, "int32") for k in range(16)]), "float32", 16)
+
+    def prefetch(self, at: Value) -> None:
+        """Ask for the cache line of an element, which may be none of this memory's."""
+        prefetch(T.address_of(self.load(at).expr))
 
     def store(self, at: Number, value: Value, step: int = 1) -> None:
         """Write the lanes of ``value`` from ``at`` on, ``step`` apart."""

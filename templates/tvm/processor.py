@@ -65,5 +65,11 @@ def flush_subnormals() -> Callable[[], None]:
     return lambda: _control("ldmxcsr", before)
 
 
+def prefetch(address: Any) -> None:
+    """Ask for a line of memory, to read it soon."""
+    read, soon, data = (tirx.const(x, "int32") for x in (0, 3, 1))
+    T.evaluate(T.call_intrin("void", "tirx.call_llvm_intrin", _number("llvm.prefetch"), address, read, soon, data))
+
+
 def _control(name: str, word: Any) -> None:
     T.evaluate(T.call_intrin("void", "tirx.call_llvm_intrin", _number(f"llvm.x86.sse.{name}"), T.address_of(word[0])))

@@ -23,6 +23,8 @@ class Readable(Protocol):
 
     def load(self, at: Value, lanes: int = 1) -> Value: ...
 
+    def prefetch(self, at: Value) -> None: ...
+
 
 Source: TypeAlias = Callable[[Value], tuple[Readable, Value]]
 """From the number of a key within its tile to the memory and offset of its vector's first element."""
