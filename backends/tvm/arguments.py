@@ -26,6 +26,11 @@ SIZES = ("B", "H", "G", "M", "N")
 PARTS = "parts"
 """The dimension of how many parts a head has (:func:`attnc.templates.tvm.head.parts_of`)."""
 
+KEY_PARTS = "key parts"
+"""The same of the keys of a head with few rows (:func:`attnc.templates.tvm.head.key_parts_of`)."""
+PARTIAL = "partial"
+"""The tensor of the states of few rows: ``[KEY_PARTS, B, H, ...]``."""
+
 _ZEROS = (ctypes.c_double * 64)()
 
 

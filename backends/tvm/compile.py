@@ -13,7 +13,7 @@ from attnc.analyse.gradient.backward import Backward, Scatter
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.visibility import Visibility
 from attnc.backends.protocol import Config, Target, Workload
-from attnc.backends.tvm.arguments import ENTRY
+from attnc.backends.tvm.arguments import ENTRY, KEY_PARTS
 from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
 from attnc.backends.tvm.launch import Function, callback, load_function
 from attnc.backends.tvm.link import LIBRARY, OBJECT, Code, Linked
@@ -32,12 +32,14 @@ def compile_plan(
 ) -> CpuKernel:
     """The kernel of a plan for the processor of ``target``."""
     import_tvm()
-    from attnc.backends.tvm.lower import lower_plan_to_tir, map_dtype
+    from attnc.backends.tvm.lower import lower_plan_to_tir, map_dtype, state_width
     from attnc.backends.tvm.machine import machine_of
 
     machine = machine_of(target)
     function, layout = lower_plan_to_tir(plan, visibility or analyse_mask(plan.mask), workload, machine, config)
     maps = tuple(Map(tuple(_dim(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
+    if width := state_width(plan):
+        maps += (Map((KEY_PARTS, "B", "H", width), "f64" if workload.dtype == "f64" else "f32"),)
     return CpuKernel(_Built(function, machine), layout, maps, target.arch)
 
 

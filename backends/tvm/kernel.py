@@ -7,11 +7,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from attnc.backends.tvm.arguments import PARTS, Layout
+from attnc.backends.tvm.arguments import KEY_PARTS, PARTS, Layout
 from attnc.backends.tvm.launch import launch
 from attnc.backends.tvm.link import Code
 from attnc.backends.tvm.machine import flags, runs_here
-from attnc.templates.tvm.head import parts_of
+from attnc.templates.tvm.head import key_parts_of, parts_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,7 +43,8 @@ class Compiled:
         if self._function is None:
             raise OSError(f"this kernel is for the processor {self._arch}")
         sizes = {"B": q.shape[0], "H": q.shape[1], "G": k.shape[1], "M": q.shape[2], "N": k.shape[2]}
-        known = {**sizes, PARTS: parts_of(sizes["B"] * sizes["H"])}
+        heads = sizes["B"] * sizes["H"]
+        known = {**sizes, PARTS: parts_of(heads), KEY_PARTS: key_parts_of(heads, sizes["M"], sizes["N"])}
         own = [
             torch.empty([known[d] if isinstance(d, str) else d for d in m.dims], dtype=getattr(torch, TORCH[m.dtype]))
             for m in self._maps

@@ -11,19 +11,21 @@ from tvm.tirx.script.builder import ir as T
 
 from attnc.analyse.visibility import Visibility
 from attnc.backends.protocol import Config, Workload
-from attnc.backends.tvm.arguments import ENTRY, Layout
-from attnc.backends.tvm.emit import Emitter, Tensor
+from attnc.backends.tvm.arguments import ENTRY, PARTIAL, Layout
+from attnc.backends.tvm.emit import Emitter, Tensor, width_of
 from attnc.backends.tvm.machine import Machine
 from attnc.backends.tvm.slots import PlanSlots
 from attnc.backends.tvm.space import default_of
 from attnc.backends.tvm.tokens import map_tokens
 from attnc.ir.program import Program
 from attnc.plan import Plan
+from attnc.templates.tvm.head import FEW
 from attnc.templates.tvm.memory import Memory
 from attnc.templates.tvm.processor import features
 from attnc.templates.tvm.products import Shape
 from attnc.templates.tvm.stream import stream
 from attnc.templates.tvm.tasks import Tasks
+from attnc.templates.tvm.values import Value
 from attnc.templates.tvm.walk import Sizes
 
 
@@ -35,7 +37,8 @@ def layout_of(plan: Plan, workload: Workload) -> Layout:
     lse = [("lse", 3)] if workload.lse else []
     sums = {accumulator.name for step in plan.passes for accumulator in step.accumulators}
     saved = [(f"saved {name}", 4 if name in sums else 3) for name in workload.saved]
-    tensors = [("q", 4), ("k", 4), ("v", 4), ("out", 4), *lse, *saved, *inputs, *maps]
+    partial = [(PARTIAL, 4)] if state_width(plan) else []
+    tensors = [("q", 4), ("k", 4), ("v", 4), ("out", 4), *lse, *saved, *inputs, *maps, *partial]
     return Layout(program.extents, len(program.parameters), tuple(tensors))
 
 
@@ -43,7 +46,16 @@ def dtypes_of(plan: Plan, workload: Workload) -> list[str]:
     """Element types of the tensors of :func:`layout_of`."""
     wide = "f64" if workload.dtype == "f64" else "f32"
     rows = [wide] * (workload.lse + len(workload.saved))
-    return [*[workload.dtype] * 4, *rows, *workload.inputs, *(map_dtype(token, workload) for token in plan.tokens)]
+    maps = [map_dtype(token, workload) for token in plan.tokens]
+    return [*[workload.dtype] * 4, *rows, *workload.inputs, *maps, *([wide] if state_width(plan) else [])]
+
+
+def state_width(plan: Plan) -> int:
+    """Numbers of the states of the few rows of a head, where keys may be dealt to several tasks; else 0."""
+    if len(plan.passes) != 1:
+        return 0
+    (single,) = plan.passes
+    return FEW * (len(single.statistics) + 1 + sum(width_of(one.value.width) for one in single.accumulators))
 
 
 def map_dtype(token: Any, workload: Workload) -> str:
@@ -72,7 +84,13 @@ def lower_plan_to_tir(
         for token in plan.tokens:
             map_tokens(token, plan.program, emitter, tasks)
         sizes = emitter.sizes
-        stream(shape, slots, Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"]), tasks)
+
+        def partial(*at: Value) -> tuple[Memory, Value]:
+            states = emitter.tensors[PARTIAL]
+            return states.memory, states.offset(*at)
+
+        every = Sizes(sizes["B"], sizes["H"], sizes["M"], sizes["N"])
+        stream(shape, slots, every, tasks, partial=partial if state_width(plan) else None)
 
     return write_function(layout_of(plan, workload), dtypes_of(plan, workload), plan.program, shape, machine, body)
 

@@ -9,15 +9,13 @@ from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.few_products import few_accumulate, few_products
 from attnc.templates.tvm.functions import exp
+from attnc.templates.tvm.head import FEW
 from attnc.templates.tvm.lanes import any_lane, max_of_lanes, sum_of_lanes
 from attnc.templates.tvm.memory import Memory, Registers
 from attnc.templates.tvm.products import Source, gather_rows, index
 from attnc.templates.tvm.tile import LOWEST, Elements, Tile
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, ramp, select
 from attnc.templates.tvm.walk import RowSlots, Sum, Walk
-
-ROWS = 8
-"""The most rows that count as few: beyond, full tiles are cheaper even where half of their rows are missing."""
 
 
 class FewRows(Tile):
@@ -35,7 +33,7 @@ class FewRows(Tile):
         return width, 1
 
     def _take_plane(self) -> Memory:
-        return self.take(ROWS * self.pitch, self.shape.type, "plane")
+        return self.take(FEW * self.pitch, self.shape.type, "plane")
 
     def _fill(self, queries: Memory, read: Elements, width: int) -> None:
         gather_rows(self.shape, queries, read, width, self.count)

@@ -67,7 +67,7 @@ class _Scattering(ManyRows):
         self.numbers = self.take(self.shape.lanes, self.shape.type, "numbers")
         self.run()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
         """Nothing is written a row."""
 
     def _total(self, number: int, walk: Walk, j_lo: Value, count: Value, at: Rows, *, masked: bool) -> None:

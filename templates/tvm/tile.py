@@ -27,6 +27,7 @@ class Tile(ABC):
     Attributes:
         rows: how many the queries and the sums of the tile have room for; a multiple of the lanes.
         planes: memory for a number of each pair of a tile of keys, at :meth:`place`.
+        share: which part of how many of the tiles of keys it walks over, if not over all.
     """
 
     def __init__(
@@ -40,10 +41,12 @@ class Tile(ABC):
         count: Value,
         vectors: int,
         rows: int,
+        share: tuple[Value, Value] | None = None,
     ) -> None:
         self.shape, self.slots, self.task, self.sizes = shape, slots, task, sizes
         self.scratch, self.take = scratch, scratch.take
         self.row, self.count, self.vectors, self.rows = row, count, vectors, rows
+        self.share = share
         self.offset = (sizes.N - sizes.M).keep()
 
     @abstractmethod
@@ -89,6 +92,12 @@ class Tile(ABC):
         return full if self.slots.masked else None
 
     def run(self) -> None:
+        self.begin()
+        self.walk()
+        self.finish()
+
+    def begin(self) -> None:
+        """Take memory, and fill it with queries and with the state of rows that saw nothing yet."""
         shape = self.shape
         chunk = self.vectors * shape.lanes
         self.groups = ((self.count + (chunk - 1)) // chunk).keep()
@@ -103,11 +112,14 @@ class Tile(ABC):
         self.sums: dict[str, Memory] = {}
         self.seen = self.take(shape.rows, "int32", "seen")
         self._start()
+
+    def walk(self) -> None:
+        """Over the keys, once a pass."""
         for number, walk in enumerate(self.slots.walks):
             self._walk(number, walk)
-        self._finish()
 
-    def _finish(self) -> None:
+    def finish(self) -> None:
+        """Write the results."""
         with self.scratch.shared():
             sums = {total.name: self._by_row(total) for walk in self.slots.walks for total in walk.sums}
             with T.serial(self.count.expr) as at:
@@ -167,6 +179,11 @@ class Tile(ABC):
                 start = select(lo < hi, minimum(start, lo), start).keep()
                 end = select(lo < hi, maximum(end, hi), end).keep()
         tiles = ((maximum(end - start, 0) + (shape.keys - 1)) // shape.keys).keep()
+        if self.share is not None:
+            part, parts = self.share
+            skipped = (tiles * part // parts).keep()
+            tiles = (tiles * (part + 1) // parts - skipped).keep()
+            start = (start + skipped * shape.keys).keep()
         with T.serial(tiles.expr) as at:
             j_lo = (start + index(at) * shape.keys).keep()
             count = minimum(end - j_lo, shape.keys).keep()
