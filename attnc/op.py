@@ -42,7 +42,8 @@ class Op:
         self._runtime = Runtime(program, source)
         self._signature = self._runtime.signature
         self._source = source
-        if is_plain(program):
+        self._plain = is_plain(program)
+        if self._plain:
             self._operators = library.register(_operator_name(program, source), self._runtime)
 
     @property
@@ -89,7 +90,7 @@ class Op:
         check_types(self._signature, q, k, v, values)
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             raise ArgumentError("q", "the kernels cannot run under transforms of torch.func: use op.reference there")
-        if not is_plain(self.program):
+        if not self._plain:
             return self.composite.run(q, k, v, values, return_lse)
         if torch.is_grad_enabled() and any(needs := library.needed(self._signature, q, k, v, values)):
             results = self._operators.train(q, k, v, *values, needs, return_lse)
@@ -113,7 +114,7 @@ class Op:
             E: width of v; D if not given.
             grad: explain the derived backward instead: what the forward saves, the steps, what each gradient is.
         """
-        if not is_plain(self.program):
+        if not self._plain:
             return self.composite.explain(D, E, grad)
         if grad:
             return self._explain_gradient((D, D if E is None else E))
