@@ -121,7 +121,7 @@ def _computed(problem: Problem, config: Config, call: Call, guarded: Guarded) ->
     out = guarded.like(empty_output(problem, call))
     rows = [guarded.like(x) for x in empty_rows(problem, call, None)]
     run_forward(problem, kernel, call, out, rows)
-    expected = _reference(problem, call, call.q, call.k, call.v, call.inputs)
+    expected = reference(problem, call, call.q, call.k, call.v, call.inputs)
     return [out, *rows], list(expected) if isinstance(expected, tuple) else [expected]
 
 
@@ -134,14 +134,15 @@ def _trained(problem: Problem, config: Config, call: Call, guarded: Guarded) -> 
     wide = {name: x.double().requires_grad_() if x.is_floating_point() else x for name, x in names.items()}
     q, k, v, *inputs = wide.values()
     with torch.enable_grad():
-        out = _reference(problem, call, q, k, v, inputs)
+        out = reference(problem, call, q, k, v, inputs)
         wanted = [wide[name] for name in problem.wants]
         found = torch.autograd.grad(out, wanted, pullback.d_out.double(), allow_unused=True)
     expected = [torch.zeros_like(x) if g is None else g for g, x in zip(found, wanted, strict=True)]
     return pullback.gradients(), expected
 
 
-def _reference(problem: Problem, call: Call, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Any:
+def reference(problem: Problem, call: Call, q: Tensor, k: Tensor, v: Tensor, inputs: Sequence[Tensor]) -> Any:
+    """What is right, in float64: the output, with the log-sum-exp if the workload has one."""
     program = problem.program
     wide = [x.double() if x.is_floating_point() else x for x in inputs]
     return evaluate(

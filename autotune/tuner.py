@@ -145,7 +145,10 @@ class _Run:
     def begin(self) -> None:
         """Compile, check and time the default."""
         self._show("the default")
-        answer = self._compiled({})
+        with ThreadPoolExecutor(1) as thread:  # the process that measures begins while the default compiles
+            ready = thread.submit(self.tuner.bench.ask, {**self.job, "do": "prepare"}, self.tuner.timeouts[1])
+            answer = self._compiled({})
+            ready.result()
         if answer["status"] == "ok":
             answer = self._measured([{}], rounds=3)
         if answer["status"] != "ok":

@@ -34,7 +34,7 @@ def main() -> None:
 def serve(job: dict[str, Any]) -> dict[str, Any]:
     """Do a job; its answer has a ``status`` of a record, and a ``message`` unless that is ``ok``."""
     problem = problem_from_json(job["problem"], _read)
-    doing = {"compile": _compile, "check": _check, "measure": _measure}[job["do"]]
+    doing = {"prepare": _prepare, "compile": _compile, "check": _check, "measure": _measure}[job["do"]]
     begun = time.perf_counter()
     try:
         answer = doing(problem, job)
@@ -51,6 +51,16 @@ def _compile(problem: Problem, job: dict[str, Any]) -> dict[str, Any]:
     kernel = problem.kernel(problem.with_config(job["config"]))
     backend = backend_for(problem.target, problem.backend)
     return {"rejected": backend.rejection(kernel, problem.target) if job["config"] else None}
+
+
+def _prepare(problem: Problem, job: dict[str, Any]) -> dict[str, Any]:
+    """Import what measuring needs, and wake the device."""
+    from attnc.autotune.check import reference
+    from attnc.autotune.data import awkward_sizes, make_call
+
+    call = make_call(problem, awkward_sizes(problem)[0], seed=0)
+    reference(problem, call, call.q, call.k, call.v, call.inputs)
+    return {}
 
 
 def _check(problem: Problem, job: dict[str, Any]) -> dict[str, Any]:

@@ -30,6 +30,7 @@ OWNERS: dict[str, tuple[str, ...]] = {
     "triton": ("attnc.backends", "attnc.templates"),
     "tvm": ("attnc.backends", "attnc.templates"),
     "optuna": ("attnc.autotune",),
+    "fsspec": ("attnc.autotune",),
 }
 
 
