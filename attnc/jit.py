@@ -130,7 +130,7 @@ class JustInTime:
 
         def pullback(sizes: Sizes) -> BackwardKernel:
             wants = tuple(sorted({part.name for part in backward.contributions}))
-            config = self._config("backward", wants, widths, ordered, target, sizes, lambda _: backward)
+            config = self._config("backward", wants, widths, workload, target, sizes, lambda _: backward)
             key = self._training_key("backward", backward, widths, workload, target, config)
             return cache.kernels.get_backward(
                 key, backend, lambda: backend.build_backward(backward, workload, target, config)

@@ -65,7 +65,7 @@ def key_of(request: Request) -> Key:
                 "wants": sorted(names.get(name, name) for name in request.wants),
                 "widths": list(request.widths),
                 "layout": "any strides",
-                "deterministic": True,
+                "deterministic": not workload.unordered,
                 "bucket": place._asdict(),
                 "bucket_version": bucket.VERSION,
             },

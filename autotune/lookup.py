@@ -127,6 +127,10 @@ def shape_text(request: Request) -> str:
 
 def _command(request: Request) -> str:
     grad = " --grad" if request.direction == "backward" or request.workload.saved else ""
+    if request.wants and set(request.wants) != {"q", "k", "v"}:
+        grad += f" --wrt {','.join(request.wants)}"
+    if request.direction == "backward" and not request.workload.unordered:
+        grad += " --deterministic"
     return (
         f"attnc tune SPEC:{request.program.name} --target {request.target} --dtype {request.workload.dtype} "
         f"--shapes {shape_text(request)}{grad}"

@@ -119,7 +119,7 @@ class Problem:
 
 def problem_from_json(data: Mapping[str, Any], checked: Callable[[str], Checked]) -> Problem:
     """What :meth:`Problem.to_json` wrote; ``checked`` reads programs."""
-    workload = data["workload"]
+    workload: dict[str, Any] = {name: tuple(x) if isinstance(x, list) else x for name, x in data["workload"].items()}
     d, e = data["widths"]
     return Problem(
         checked(data["program"]),
@@ -128,7 +128,7 @@ def problem_from_json(data: Mapping[str, Any], checked: Callable[[str], Checked]
         data["direction"],
         tuple(data["wants"]),
         (d, e),
-        Workload(workload["dtype"], tuple(workload["inputs"]), workload["lse"], tuple(workload["saved"])),
+        Workload(**workload),
         data["sizes"],
     )
 

@@ -133,6 +133,9 @@ def tune(
     dtype: Annotated[list[str] | None, typer.Option("--dtype", help="bf16, f16, f32 or f64. May be repeated.")] = None,
     grad: Annotated[bool, typer.Option("--grad", help="Also the kernels of training.")] = False,
     wrt: Annotated[str, typer.Option("--wrt", help="The arguments that training needs gradients of.")] = "q,k,v",
+    deterministic: Annotated[
+        bool, typer.Option("--deterministic", help="Training under torch.use_deterministic_algorithms.")
+    ] = False,
     lse: Annotated[bool, typer.Option("--lse", help="Kernels that return the log-sum-exp.")] = False,
     define: Definitions = None,
     backend: Annotated[str | None, typer.Option("--backend", help="triton or tvm, instead of the usual one.")] = None,
@@ -156,7 +159,9 @@ def tune(
     with errors_reported():
         gradients = [name.strip() for name in wrt.split(",")] if grad else []
         constants = constants_of(define or [])
-        wanted = tuning.Wanted(spec, constants, target, backend, shapes or [], dtype or [], gradients, lse)
+        wanted = tuning.Wanted(
+            spec, constants, target, backend, shapes or [], dtype or [], gradients, lse, deterministic
+        )
         if require_hit:
             tuning.require(wanted)
         else:

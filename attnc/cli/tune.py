@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -42,6 +42,7 @@ class Wanted:
     dtypes: Sequence[str]
     gradients: Sequence[str]
     lse: bool
+    deterministic: bool = False
 
 
 def problems(wanted: Wanted) -> list[Problem]:
@@ -66,7 +67,8 @@ def problems(wanted: Wanted) -> list[Problem]:
                 names = tuple(wanted.gradients)
                 if found[-1].training_saves(names):
                     found.append(Problem(*common, "forward", names, widths, workload, sizes))
-                found.append(Problem(*common, "backward", names, widths, workload, sizes))
+                either = replace(workload, unordered=not wanted.deterministic)
+                found.append(Problem(*common, "backward", names, widths, either, sizes))
     return found
 
 
