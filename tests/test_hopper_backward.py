@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -19,6 +20,7 @@ from attnc.backends.triton.hopper.hiding import hidden_dot
 from attnc.backends.triton.lower_backward import lanes_of, lower_backward_to_recipe
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.slots import Over
+from attnc.backends.triton.space import space_of, tiles_of
 from attnc.ir.nodes import Kind
 from attnc.ir.printer import expression
 
@@ -121,10 +123,23 @@ def test_wide_heads_get_a_kernel_for_each_sum() -> None:
     assert not any(config.apart for config in walk_candidates("keys", prepared))
 
 
+@pytest.mark.parametrize("unordered", [False, True])
+def test_the_tuner_may_choose_family_and_fusion(unordered: bool) -> None:
+    data = make(case_of("causal", 128), "bf16", 0)
+    workload = replace(workload_of(data), unordered=unordered)
+    space = space_of(backward_of(data), workload, SM90)
+    assert space.problem(space.default) is None
+    assert space.default.get("fused") == (1 if unordered else None)
+    rows = tiles_of(space.default)["rows"]
+    assert isinstance(rows, WalkConfig)
+    assert (rows.fused, rows.block_m, rows.block_n) == (unordered, 64, 128)
+    assert space.problem({**space.default, "rows_block_n": 64}) is not None
+    plain = {**space.default, "rows_family": "stream", **({"fused": 0} if unordered else {})}
+    assert not isinstance(tiles_of(plain)["rows"], WalkConfig)
+
+
 @cache
 def compiled(name: str, dtype: str, D: int, E: int, unordered: bool):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
     from attnc.backends.triton.compiling_backward import compile_backward
 
     data = make(case_of(name, D, E), dtype, 0)

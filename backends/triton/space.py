@@ -14,15 +14,27 @@ from attnc.backends.triton.choice import hopper_configs, lanes_of, why_not_hoppe
 from attnc.backends.triton.compiling import width_of
 from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_width
 from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, candidates
+from attnc.backends.triton.hopper.backward_configs import (
+    WalkConfig,
+    fused_candidates,
+    fused_refusal,
+    refusal,
+    unsound,
+    walk_candidates,
+)
+from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
+from attnc.backends.triton.lower_backward import lanes_of as lanes_of_backward
 from attnc.backends.triton.report import fault_in
+from attnc.backends.triton.slots import Over
 from attnc.plan import Plan
 
 TILES = (16, 32, 64, 128, 256)
 HOPPER_TILES = (16, 32, 64, 128, 192, 256)
 WARPS = (2, 4, 8)
 STAGES = (1, 2, 3, 4)
+FLAGS = ("eager", "hide", "apart")
 REGISTERS = 255
 """Most 32-bit registers of a thread."""
 BYTES = {"bf16": 2, "f16": 2, "f32": 4}
@@ -50,22 +62,49 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target) -> Sp
             {"family": "hopper", **asdict(configs[0])},
             lambda settings: _excluded_of_families(settings, subject, too_large),
         )
-    width = backward_width(subject)
-    steps = prepare(subject).steps
-    walked = [over for over in OVERS if any(isinstance(step, Walk) and step.over == over for step in steps)]
+    return _space_of_backward(subject, workload, target)
+
+
+def _space_of_backward(backward: Backward, workload: Workload, target: Target) -> Space:
+    """Of each traversal; where both have kernels for Hopper, which family, and how the walk is built."""
+    limit, width, prepared = SHARED_MEMORY[target.arch], backward_width(backward), prepare(backward)
+    walked = [over for over in OVERS if any(isinstance(step, Walk) and step.over == over for step in prepared.steps)]
+
+    def too_large(settings: Settings, over: Over) -> str | None:
+        tile = tile_of(settings, f"{over}_")
+        if isinstance(tile, WalkConfig):
+            return unsound(tile, over, prepared)
+        return _excluded(tile, over, width, workload, limit, sums=2 if over == "rows" else 1)
+
+    lanes = lanes_of_backward(backward)
+    special = all(not refusal(over, prepared, workload, target, lanes) for over in walked)
+    fusable = special and workload.unordered and not fused_refusal(prepared, cotangents(prepared.steps))
+    default: dict[str, int | str] = {}
+    choices: list[Choice] = []
+    for over in walked:
+        tried = fused_candidates(prepared) if fusable and over == "rows" else walk_candidates(over, prepared)
+        start = next(tried, None) if special else None
+        portable = next(backward_candidates(target, workload.dtype, width, over))
+        default |= {f"{over}_{x}": getattr(start or portable, x) for x in ("block_m", "block_n", "warps", "stages")}
+        choices += _choices(f"{over}_")
+        if start is not None:
+            choices.append(Choice(f"{over}_family", ("hopper", "stream")))
+            choices += [Choice(f"{over}_{flag}", (0, 1)) for flag in FLAGS]
+            default |= {f"{over}_family": "hopper"} | {f"{over}_{flag}": int(getattr(start, flag)) for flag in FLAGS}
+    if fusable:
+        choices.append(Choice("fused", (0, 1)))
+        default["fused"] = 1
 
     def excluded(settings: Settings) -> str | None:
-        for over in walked:
-            tile = tile_of(settings, f"{over}_")
-            if problem := _excluded(tile, over, width, workload, limit, sums=2 if over == "rows" else 1):
-                return f"over {over}: {problem}"
-        return None
+        if settings.get("fused"):
+            if settings["rows_family"] != "hopper":
+                return "only kernels for Hopper are fused"
+            if any(settings[name] != default[name] for name in settings if name.startswith("keys_")):
+                return "a fused backward has no walk over the keys"
+        found = ((over, too_large(settings, over)) for over in walked)
+        return next((f"over {over}: {problem}" for over, problem in found if problem), None)
 
-    default: dict[str, int] = {}
-    for over in walked:
-        start = next(backward_candidates(target, workload.dtype, width, over))
-        default |= {f"{over}_{name}": value for name, value in asdict(start).items()}
-    return Space(tuple(choice for over in walked for choice in _choices(f"{over}_")), default, excluded)
+    return Space(tuple(choices), default, excluded)
 
 
 def _choices(prefix: str, rows: tuple[int, ...] = TILES) -> Iterator[Choice]:
@@ -108,6 +147,10 @@ def tile_of(settings: Settings, prefix: str = "") -> Config:
     block_m, block_n, warps, stages = (int(settings[prefix + x]) for x in ("block_m", "block_n", "warps", "stages"))
     if settings.get("family") == "hopper":
         return HopperConfig(block_m, block_n, warps, stages, int(settings["queries"]))
+    if prefix and settings.get(f"{prefix}family") == "hopper":
+        flags = {flag: bool(settings[prefix + flag]) for flag in FLAGS}
+        fused = prefix == "rows_" and bool(settings.get("fused", 0))
+        return WalkConfig(block_m, block_n, warps, stages, **flags, fused=fused)
     return Config(block_m, block_n, warps, stages)
 
 

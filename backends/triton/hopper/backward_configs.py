@@ -151,5 +151,21 @@ def walk_candidates(over: Over, prepared: Prepared) -> Iterator[WalkConfig]:
                 yield WalkConfig(*shape, 4, stages, apart=apart)
 
 
+def unsound(config: WalkConfig, over: Over, prepared: Prepared) -> str | None:
+    """Why a configuration cannot be built; what it takes of registers is left to the compiler's report."""
+    outer, inner = (config.block_m, config.block_n) if over == "keys" else (config.block_n, config.block_m)
+    if outer != OUTER_BLOCK or config.warps != 4 or not 32 <= inner <= 128:
+        return f"kernels for Hopper have {OUTER_BLOCK} outer tokens, 32 to 128 inner ones and groups of 4 warps"
+    if config.fused and (config.apart or inner != next(fused_candidates(prepared)).block_m):
+        return "each warpgroup of a fused walk adds up 64 lanes of 64 rows, in one kernel"
+    inside: Side = "key" if over == "keys" else "query"
+    parts = {part for walk in _walks(over, prepared) for part in _parts(walk, prepared.mask)}
+    lanes = [sum(_padded(part.width) for part in parts if (part.side == inside) == within) for within in (True, False)]
+    shared = _BYTES * (config.stages * inner * lanes[0] + OUTER_BLOCK * lanes[1]) + _RESERVED
+    if shared > SHARED_MEMORY["sm_90"]:
+        return f"it takes {shared} bytes of shared memory, there are {SHARED_MEMORY['sm_90']}"
+    return None
+
+
 def _padded(width: int) -> int:
     return sum(padded for _, _, padded in split(width))
