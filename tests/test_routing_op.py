@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -184,12 +185,15 @@ def test_regrouping_where_it_pays(generator: torch.Generator) -> None:
     op = regrouped("causal", None)
     part = op.composite.regrouped[""]
     assert part is not None
-    pays = []
-    for n in (64, 4096):
-        q = torch.randn(1, 1, n, 16, generator=generator)
-        call, choices = op.composite.chosen(q, q, q)[""]
-        pays.append(part.pays(choices[0], call))
-    assert pays == [False, True]
+    q = torch.randn(1, 1, 64, 16, generator=generator)
+    call, (choice,) = op.composite.chosen(q, q, q)[""]
+    assert not part.pays(choice, call)
+    words = torch.zeros(1, 1, 64, 2**18 // 512, dtype=torch.int32)
+    words[..., :128] = 1
+    longer = replace(call, sizes={**call.sizes, "N": 2**18})
+    assert part.pays(replace(choice, words=words), longer)
+    words[..., ::3] = -1
+    assert not part.pays(replace(choice, words=words), replace(call, sizes={**call.sizes, "N": 2**15}))
 
 
 def test_what_was_chosen_is_drawn(generator: torch.Generator, tmp_path: Any) -> None:

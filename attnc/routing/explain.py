@@ -9,6 +9,7 @@ from attnc.ir.printer import declaration, expression
 from attnc.ir.program import Body, Program, Route
 from attnc.ir.traverse import postorder
 from attnc.routing.lower import Part
+from attnc.routing.regroup import COST
 
 CHOOSERS = {"query": "each query", "queries": "every {} queries together", "head": "each head", "keep": "each head"}
 
@@ -18,7 +19,7 @@ WORK = (
     [
         "where choices are local: tiles of queries walk over the tiles of keys in which any of them chose something",
         "where they are scattered: queries are sorted by the block they chose, tiles of them attend to one block each,",
-        "and a query's parts are merged by log-sum-exp; taken where the other way would visit twice the pairs",
+        f"and a query's parts are merged by log-sum-exp; where that saves more than {COST} pairs a query",
     ],
 )
 """Without and with regrouping."""
