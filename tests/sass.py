@@ -40,7 +40,7 @@ def unwritten_reads(sass: str) -> list[str]:
             for descriptor, number in _REGISTER.findall(operand):
                 first = int(number)
                 if place == 0 and name.startswith(("U", "R2UR", "S2UR", "VOTEU", "REDUX")):
-                    made |= {first, first + 1} if ".64" in name else {first}
+                    made |= {first, first + 1} if ".64" in name or ".WIDE" in name else {first}
                 elif descriptor:
                     in_registers = operands[1].strip().startswith("R")
                     read |= set(range(first + 2 if in_registers else first, first + 4))

@@ -17,6 +17,7 @@ from attnc.analyse.lower import lower_program_to_plan
 from attnc.backends.protocol import Kernel, Target, Workload
 from attnc.backends.triton import TritonBackend
 from attnc.backends.triton.configs import SHARED_MEMORY, candidates
+from attnc.backends.triton.few import FewRows
 from attnc.backends.triton.kernel import DeviceKernel
 from attnc.backends.triton.report import fault_in
 from attnc.check import check
@@ -53,13 +54,19 @@ SPREAD = (
 
 
 @cache
-def compiled(name: str, target: Target, dtype: str, D: int, E: int) -> DeviceKernel:
+def built(name: str, target: Target, dtype: str, D: int, E: int) -> Kernel:
     data = make(triton_cases.find(name).at(D=D, E=E, M=1, N=1), "f32", 0) if name != "neighbourhood" else None
     inputs = tuple(triton_cases.NAMES[tensor.dtype] for tensor in data.inputs) if data else ()
     case = triton_cases.find(name)
-    made: Kernel = triton_cases.kernel(case.spec, D, E, Workload(dtype, inputs, case.lse), target)
-    assert isinstance(made, DeviceKernel)
-    return made
+    return triton_cases.kernel(case.spec, D, E, Workload(dtype, inputs, case.lse), target)
+
+
+def compiled(name: str, target: Target, dtype: str, D: int, E: int) -> tuple[DeviceKernel, ...]:
+    """The kernel for many rows, and the one for few if there is one."""
+    made = built(name, target, dtype, D, E)
+    found = (made.many, made.few) if isinstance(made, FewRows) else (made,)
+    assert all(isinstance(one, DeviceKernel) for one in found)
+    return found  # type: ignore[return-value]
 
 
 @pytest.mark.slow
@@ -67,23 +74,25 @@ def compiled(name: str, target: Target, dtype: str, D: int, E: int) -> DeviceKer
     ("name", "target", "dtype", "D", "E"), SPREAD, ids=["{}-{.arch}-{}-{}-{}".format(*one) for one in SPREAD]
 )
 def test_what_the_compilers_report(name: str, target: Target, dtype: str, D: int, E: int) -> None:
-    made = compiled(name, target, dtype, D, E)
-    assert list(made.report()) == [launch.name for launch in made.recipe.launches]
-    for launch in made.recipe.launches:
-        report = made.report()[launch.name]
-        assert fault_in(report, launch.family, SHARED_MEMORY[target.arch]) is None
-        assert 0 < report.registers <= 512
-        if launch.family in ("stream", "hopper"):
-            assert report.tensor_core > 0
-            assert any(kind.startswith(INSTRUCTION[target]) for kind in report.kinds)
+    for made in compiled(name, target, dtype, D, E):
+        assert list(made.report()) == [launch.name for launch in made.recipe.launches]
+        for launch in made.recipe.launches:
+            report = made.report()[launch.name]
+            assert fault_in(report, launch.family, SHARED_MEMORY[target.arch]) is None
+            assert 0 < report.registers <= 512
+            if launch.family in ("stream", "hopper", "split"):
+                assert report.tensor_core > 0
+            if launch.family in ("stream", "hopper"):
+                assert any(kind.startswith(INSTRUCTION[target]) for kind in report.kinds)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("dtype", "D", "E"), [("bf16", 17, 5), ("bf16", 19, 7), ("f32", 96, 96)])
 def test_every_descriptor_is_written_before_it_is_read(dtype: str, D: int, E: int) -> None:
     """What ptxas 12.8 gets wrong for these."""
-    for program in compiled("causal", SM90, dtype, D, E).programs:
-        assert not unwritten_reads(disassemble(program.code))
+    for made in compiled("causal", SM90, dtype, D, E):
+        for program in made.programs:
+            assert not unwritten_reads(disassemble(program.code))
 
 
 def test_a_read_of_an_unwritten_register_is_found() -> None:
@@ -98,18 +107,20 @@ def test_a_read_of_an_unwritten_register_is_found() -> None:
 
 
 def test_a_kernel_is_one_walk_whatever_the_softmax_is_called() -> None:
-    families = [launch.family for launch in compiled("causal", SM90, "bf16", 128, 128).recipe.launches]
-    assert families == ["hopper"]
+    many, few = compiled("causal", SM90, "bf16", 128, 128)
+    assert [launch.family for launch in many.recipe.launches] == ["hopper"]
+    assert [launch.family for launch in few.recipe.launches] == ["split", "combine"]
 
 
 @pytest.mark.slow
 def test_lists_of_tiles_are_made_only_where_ranges_do_not_do() -> None:
-    families = [launch.family for launch in compiled("documents", SM90, "bf16", 128, 128).recipe.launches]
-    assert families == ["tiles", "hopper"]
+    many, few = compiled("documents", SM90, "bf16", 128, 128)
+    assert [launch.family for launch in many.recipe.launches] == ["tiles", "hopper"]
+    assert [launch.family for launch in few.recipe.launches] == ["split", "combine"]
 
 
 def test_a_bundle_loads_without_triton(tmp_path: Path) -> None:
-    made = compiled("causal", SM90, "bf16", 128, 128)
+    made = built("causal", SM90, "bf16", 128, 128)
     (tmp_path / "manifest.json").write_text(json.dumps(made.save(tmp_path)))
     program = """
 import json, sys
@@ -125,9 +136,9 @@ import torch
 from attnc.backends.triton import TritonBackend
 folder = Path(sys.argv[1])
 kernel = TritonBackend().load(folder, json.loads((folder / "manifest.json").read_text()))
-(program,) = kernel.programs
-assert program.code[:4] == b"\\x7fELF" and program.function == "forward" and program.threads % 32 == 0
-print([value.name for value in program.values], kernel.report())
+programs = [*kernel.many.programs, *kernel.few.programs]
+assert [program.function for program in programs] == ["forward", "split", "combine"]
+assert all(program.code[:4] == b"\\x7fELF" and program.threads % 32 == 0 for program in programs)
 q = torch.zeros(1, 1, 4, 128, dtype=torch.bfloat16)
 try:
     kernel.run(q, q, q, [], [], [], q.clone(), None)
@@ -150,7 +161,7 @@ else:
     ],
 )
 def test_a_foreign_or_damaged_bundle_says_so(tmp_path: Path, harm: object, message: str) -> None:
-    manifest = harm(dict(compiled("causal", SM90, "bf16", 128, 128).save(tmp_path)))  # type: ignore[operator]
+    manifest = harm(dict(compiled("causal", SM90, "bf16", 128, 128)[0].save(tmp_path)))  # type: ignore[operator]
     with pytest.raises(ValueError, match=message):
         TritonBackend().load(tmp_path, manifest)
 

@@ -55,6 +55,25 @@ def test_case_in_float32(interpreter: Ask, name: str, seed: int) -> None:
     interpreter("compare", case=name, dtype="f32", seed=seed)
 
 
+SPLIT = [case for case in CASES if not case.extents and case.all_sizes["N"] > 1]
+UNSPLIT = ("two passes", "output of lanes", "output of a part", "projections")
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("name", [case.name for case in SPLIT])
+def test_few_rows_and_many_keys(interpreter: Ask, name: str, rows: int, seed: int) -> None:
+    """All heads of a group in one tile, and the keys in parts, unless another pass or kernel has to follow."""
+    parts = interpreter("few rows", case=name, dtype="f32", seed=seed, sizes={"B": 1, "M": rows, "N": 150})
+    assert (parts == "no parts") == (name in UNSPLIT)
+    if parts != "no parts":
+        assert parts == ("3 parts" if name in ("spans by head", "own groups") else "3 parts, packed")
+
+
+@pytest.mark.parametrize("name", ["causal", "alibi", "cog"])
+def test_few_rows_in_half_precision(interpreter: Ask, name: str, seed: int) -> None:
+    interpreter("few rows", case=name, dtype="bf16", seed=seed, sizes={"B": 1, "H": 6, "M": 3, "N": 190})
+
+
 @pytest.mark.parametrize("dtype", ["bf16", "f16"])
 @pytest.mark.parametrize("name", ["causal", "sigmoid", "cog", "normalised and rotated", "output of lanes"])
 def test_case_in_half_precision(interpreter: Ask, name: str, dtype: str, seed: int) -> None:

@@ -20,6 +20,7 @@ from triton_cases import Case, Data, make
 from attnc.analyse.lower import lower_program_to_plan
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton import TritonBackend
+from attnc.backends.triton.few import FewRows
 from attnc.ir.reader import read_program
 from attnc.ir.specialize import specialize
 from attnc.reference import evaluate
@@ -35,6 +36,19 @@ def case_of(request: dict[str, object]) -> Case:
 def compare(request: dict[str, object]) -> None:
     """Kernel against reference, on fresh data."""
     make(case_of(request), str(request["dtype"]), int(request["seed"])).compare(TARGET)  # type: ignore[call-overload]
+
+
+def compare_few_rows(request: dict[str, object]) -> str:
+    """The same with a few rows and many keys; answers how many parts the keys were walked in."""
+    data = make(case_of(request), str(request["dtype"]), int(request["seed"]))  # type: ignore[call-overload]
+    made, (batch, heads, rows, _) = data.kernel(TARGET), data.q.shape
+    data.compare(TARGET)
+    if not isinstance(made, FewRows):
+        return "no parts"
+    rule = made.few.recipe.split
+    assert rule is not None
+    sizes = {"B": batch, "H": heads, "G": data.k.shape[1], "M": rows, "N": data.k.shape[2]}
+    return f"{rule.parts(sizes, 12)} parts{', packed' if rule.packed else ''}"
 
 
 def compare_strides(request: dict[str, object]) -> None:
@@ -58,7 +72,7 @@ def compare_kept_lists(request: dict[str, object]) -> None:
     """Tile lists are kept while their inputs stay as they are, and made again when one changes in place."""
     data: Data = make(triton_cases.find("documents"), "f32", int(request["seed"]))  # type: ignore[call-overload]
     made = data.kernel(TARGET)
-    lists = made.lists.kept  # type: ignore[attr-defined]
+    lists = made.many.lists.kept  # type: ignore[attr-defined]
     lists.clear()
     data.compare(TARGET)
     data.compare(TARGET)
@@ -125,6 +139,7 @@ def compare_library(request: dict[str, object]) -> dict[str, float]:
 
 ACTIONS = {
     "compare": compare,
+    "few rows": compare_few_rows,
     "strides": compare_strides,
     "lists": compare_kept_lists,
     "program": compare_program,

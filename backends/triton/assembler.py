@@ -7,8 +7,9 @@ that nothing wrote, so that sums are wrong or memory outside is read (docs/adr/0
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 SOUND = (12, 9)
@@ -30,16 +31,36 @@ def assembler(capability: int) -> Any:
     return min(sound, key=_release) if sound else max((own, other), key=_release)
 
 
+class _Chosen:
+    """The scope in which Triton's own choice is set aside, open while any thread compiles."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.users = 0
+        self.scope = ExitStack()
+
+
+_chosen = _Chosen()
+
+
 @contextmanager
-def sound_assembler(capability: int) -> Iterator[None]:
-    """While this lasts, Triton assembles with :func:`assembler`."""
+def sound_assembler() -> Iterator[None]:
+    """While this lasts, in any thread, Triton assembles with :func:`assembler`."""
     import triton
 
-    tool = assembler(capability)
-    with triton.knobs.nvidia.scope():
-        if capability < 100:
-            triton.knobs.nvidia.ptxas = tool.path
+    tools = triton.knobs.nvidia
+    with _chosen.lock:
+        if not _chosen.users:
+            _chosen.scope.enter_context(tools.scope())
+            tools.ptxas = assembler(90).path
+        _chosen.users += 1
+    try:
         yield
+    finally:
+        with _chosen.lock:
+            _chosen.users -= 1
+            if not _chosen.users:
+                _chosen.scope.close()
 
 
 def _release(tool: Any) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -50,7 +51,7 @@ class TritonBackend:
         return rejection(kernel, target)
 
     def load(self, folder: Path, manifest: Mapping[str, Any]) -> Kernel:
-        from attnc.backends.triton.kernel import load_kernel
+        from attnc.backends.triton.few import load_kernel
 
         return load_kernel(folder, manifest)
 
@@ -78,26 +79,39 @@ class TritonBackend:
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:
-    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_SPLIT
+    from attnc.backends.triton.configs import Config as Tile
+    from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedKernel
     from attnc.backends.triton.lower import lower_plan_to_recipe
     from attnc.backends.triton.module import write_source
 
-    lowered = lower_plan_to_recipe(plan, workload, INTERPRETER, "f32")
     name = plan.program.name
-    texts = {"slots.py": write_source(name, lowered.functions)}
-    return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
+
+    def made(config: Tile) -> InterpretedKernel:
+        lowered = lower_plan_to_recipe(plan, workload, config, "f32")
+        texts = {"slots.py": write_source(name, lowered.functions)}
+        return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
+
+    many = made(INTERPRETER)
+    return FewRows(many, made(INTERPRETER_SPLIT)) if can_split(plan, workload) else many
 
 
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
     from attnc.backends.triton.choice import choose
-    from attnc.backends.triton.compiling import compile_with
+    from attnc.backends.triton.compiling import compile_few, compile_with
+    from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.space import tile_of
 
     if config:
         return device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
-    return device_kernel(choose(plan, workload, target), target)
+    if not can_split(plan, workload):
+        return device_kernel(choose(plan, workload, target), target)
+    with ThreadPoolExecutor(2) as pool:
+        few = pool.submit(compile_few, plan, workload, target)
+        many = choose(plan, workload, target)
+    return FewRows(device_kernel(many, target), device_kernel(few.result(), target))
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:

@@ -22,6 +22,7 @@ TORCH_TYPES = {
     "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64,
     "i32": torch.int32, "i64": torch.int64, "i1": torch.bool,
 }  # fmt: skip
+_INTERPRETED = 12
 _LARGEST_STRIDE = 2**31 // 256
 _LARGEST_SIZE = 2**31 - 2**16
 
@@ -116,6 +117,8 @@ def run(
         for tensor in saved:
             tensor.zero_()
         return
+    if recipe.split is not None:
+        sizes |= recipe.split.sizes(sizes, processors_of(q.device))
     call, given = _call(recipe, q, k, v, inputs, parameters, sizes)
     call.tensors["out"] = _laid_out(out, recipe.layouts["out"], copy=False)
     written = dict(zip(recipe.saved, saved, strict=True)) | ({} if lse is None else {"lse": lse})
@@ -124,6 +127,11 @@ def run(
     for at, launch in enumerate(recipe.launches):
         _launch(at, launch, call, given, execute, lists)
     _deliver(call, {"out": out} | written)
+
+
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU; a few for the interpreter, so that small calls do there what large ones do here."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else _INTERPRETED
 
 
 def run_backward(

@@ -18,11 +18,18 @@ class Config:
     stages: int
 
 
+@dataclass(frozen=True, slots=True)
+class SplitConfig(Config):
+    """For calls with few rows: the keys are walked in parts, side by side."""
+
+
 SHARED_MEMORY = {"sm_80": 165_888, "sm_90": 231_424, "sm_100": 231_424, "gfx942": 65_536}
 """Bytes of shared memory that one program may have; NVIDIA's limit less the KiB that the system keeps."""
 
 INTERPRETER = Config(32, 32, 1, 1)
 """Small tiles: the interpreter's sizes are small, and several tiles should be visited."""
+
+INTERPRETER_SPLIT = SplitConfig(32, 32, 1, 1)
 
 _16BIT: dict[str, tuple[tuple[int, Config], ...]] = {
     "sm_80": ((64, Config(128, 64, 4, 3)), (128, Config(128, 64, 8, 3)), (256, Config(64, 64, 8, 2))),
@@ -115,3 +122,11 @@ def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:
             config = replace(config, warps=config.warps * 2)
         else:
             return
+
+
+def split_candidates(target: Target, dtype: str, width: int) -> Iterator[SplitConfig]:
+    """The same for calls with few rows: their tiles are small, and memory is what they wait for."""
+    for config in candidates(target, dtype, width):
+        rows = min(config.block_m, 64)
+        for block_m in (rows, max(16, rows // 2)):
+            yield SplitConfig(block_m, config.block_n, config.warps, config.stages)

@@ -16,9 +16,10 @@ def template(family: str) -> Any:
 
         return walk
     from attnc.templates.triton.scatter import scatter, settle
+    from attnc.templates.triton.split import combine, split
     from attnc.templates.triton.stream import stream
     from attnc.templates.triton.tiles import tiles
     from attnc.templates.triton.token import token
 
-    kernels = {"stream": stream, "tiles": tiles, "token": token, "scatter": scatter, "settle": settle}
-    return kernels[family]
+    kernels = (stream, split, combine, tiles, token, scatter, settle)
+    return {kernel.__name__: kernel for kernel in kernels}[family]

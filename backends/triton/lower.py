@@ -10,21 +10,22 @@ from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config
+from attnc.backends.triton.configs import Config, SplitConfig
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.hopper.walk import Walk, add_walk
 from attnc.backends.triton.printer import static
-from attnc.backends.triton.recipe import Recipe
+from attnc.backends.triton.recipe import Recipe, Split
 from attnc.backends.triton.rewrites import (
     dots_of,
     is_bounded,
-    is_lanewise,
     rewritten,
     vanishes,
     widths,
     with_common_scales,
+    writes_output,
 )
 from attnc.backends.triton.slots import SEEN, Finish
+from attnc.backends.triton.split import Part, add_merge, add_split
 from attnc.backends.triton.vectors import split
 from attnc.ir import build
 from attnc.ir.nodes import Input, Kind, Literal, Node, State
@@ -63,12 +64,14 @@ class _Lowering:
     assembly: Assembly
     finals: dict[Node, Node] = field(default_factory=dict)
     maxima: dict[Node, Node] = field(default_factory=dict)
+    split: Split | None = None
 
     def lower(self) -> Lowered:
         program = self.plan.program
         for one in self.plan.tokens:
             self.token_map(one)
-        self.assembly.tile_lists("keys", self.config)
+        if not isinstance(self.config, SplitConfig):
+            self.assembly.tile_lists("keys", self.config)
         passes = self.passes()
         for at, step in enumerate(passes):
             self.walk(at, step, passes)
@@ -81,15 +84,15 @@ class _Lowering:
             tuple(program.extents),
             self.assembly.layouts,
             tuple(f"saved.{name}" for name in self.workload.saved),
+            split=self.split,
         )
         library = "hopper" if isinstance(self.config, HopperConfig) else "triton"
         return Lowered(recipe, tuple(self.assembly.texts), library)
 
     @property
     def lanewise(self) -> bool:
-        """Whether the last pass can write the output: its accumulators have the lanes the output has."""
-        widths = {static(one.value.width) for one in self.passes()[-1].accumulators}
-        return widths == {static(self.plan.output.width)} and is_lanewise(self.plan.output)
+        """Whether the last pass can write the output."""
+        return writes_output(self.plan.output, self.passes()[-1])
 
     def passes(self) -> tuple[Pass, ...]:
         """The passes of the plan; at least one, so that rows without a visible key are told apart."""
@@ -158,8 +161,13 @@ class _Lowering:
         finish = Finish(names, sums, reads, seen and self.final(seen))
         out_width = static(self.plan.output.width) if final else _width(step)
         out_split = split(out_width) if out_width else []
-        slots.add_finish(functions, finish, output, sum(padded for _, _, padded in out_split), saved_sums)
-        slots.add_finish_rows(functions, finish, kept, saved, lse)
+        ending = functions
+        if isinstance(self.config, SplitConfig):
+            ending = self.assembly.functions("combine")
+            slots.add_group(ending, self.plan.program.group)
+            slots.add_rows(ending, reads)
+        slots.add_finish(ending, finish, output, sum(padded for _, _, padded in out_split), saved_sums)
+        slots.add_finish_rows(ending, finish, kept, saved, lse)
 
         keep = [_row_numbers(name) for name in kept]
         vectors = [] if final else [_row_vectors(one.name, _literal_width(one)) for one in step.accumulators]
@@ -184,6 +192,10 @@ class _Lowering:
             added = [one.op == "sum" for one in step.statistics] + [False] * marks
             walk = Walk(functions, table, starts, added, outputs, buffers)
             add_walk(self.assembly, f"pass{at}", self.config, walk)
+        elif isinstance(self.config, SplitConfig):
+            shifted = add_merge(ending, step, marks, reads)
+            part = Part(step, functions, ending, table, starts, outputs, shifted)
+            self.split = add_split(self.assembly, f"pass{at}", self.config, part)
         else:
             self.assembly.walk(f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
         self.leave(step, kept, keep, vectors)

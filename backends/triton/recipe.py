@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -95,7 +95,7 @@ class Launch:
 
     Attributes:
         name: unique within a plan.
-        family: the template: ``stream``, ``hopper``, ``token`` or ``tiles`` ...
+        family: the template: ``stream``, ``hopper``, ``split``, ``token``, ``tiles`` ...
         arguments: run-time arguments by name.
         constants: compile-time arguments by name, slots excepted.
         slots: names of slot functions by argument.
@@ -124,6 +124,45 @@ class Launch:
 
 
 @dataclass(frozen=True, slots=True)
+class Split:
+    """When keys are split: tiles of ``rows`` rows, of all heads of a group if ``packed``, and of ``keys`` keys."""
+
+    rows: int
+    keys: int
+    packed: bool
+
+    def parts(self, sizes: Mapping[str, int], processors: int) -> int:
+        """Parts of the keys in a call of sizes ``B H G M N``; 0 where one walk over all keys is better.
+
+        Keys are split where tiles of rows leave half of the device idle, into parts of two tiles at least; and packed
+        rows that are one tile take this way in any case, so that a key is loaded once for all heads of a group.
+        """
+        if 0 in sizes.values():
+            return 0
+        tiles, heads, packed = self._tiles(sizes)
+        programs = tiles * heads * sizes["B"]
+        if 2 * programs <= processors:
+            parts = min(2 * processors // programs, -(-sizes["N"] // (2 * self.keys)))
+            if parts > 1:
+                return parts
+        return int(packed > 1 and tiles == 1)
+
+    def sizes(self, sizes: Mapping[str, int], processors: int) -> dict[str, int]:
+        """Sizes that the launches use: the parts of the keys, tiles of rows of a head, rows of all heads."""
+        rows = sizes["B"] * sizes["H"] * sizes["M"]
+        return {
+            "split.parts": max(1, self.parts(sizes, processors)),
+            "split.tiles": self._tiles(sizes)[0],
+            "split.rows": rows,
+        }
+
+    def _tiles(self, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+        """Tiles of rows of a head or group of heads, how many of these there are, and heads that a tile packs."""
+        heads, packed = (sizes["G"], sizes["H"] // sizes["G"]) if self.packed else (sizes["H"], 1)
+        return -(-sizes["M"] * packed // self.rows), heads, packed
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """What the kernels take for granted of a tensor of the call: its last axis is contiguous, and
 
@@ -141,7 +180,7 @@ class Recipe:
 
     ``inputs``, ``parameters`` and ``extents`` name what a call passes, in order; ``layouts`` is by tensor. ``saved``
     are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
-    with the types its kernels write.
+    with the types its kernels write. ``split`` says when the keys of a forward are split.
     """
 
     launches: tuple[Launch, ...]
@@ -152,6 +191,7 @@ class Recipe:
     saved: tuple[str, ...] = ()
     reads: tuple[str, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
+    split: Split | None = None
 
 
 def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value | Box]]:
@@ -174,6 +214,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "saved": list(recipe.saved),
         "reads": list(recipe.reads),
         "results": [list(one) for one in recipe.results],
+        "split": recipe.split and [recipe.split.rows, recipe.split.keys, recipe.split.packed],
         "launches": [_launch_to_json(launch) for launch in recipe.launches],
     }
 
@@ -220,6 +261,7 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple(data["saved"]),
         tuple(data["reads"]),
         tuple((name, kind) for name, kind in data["results"]),
+        None if data["split"] is None else Split(*data["split"]),
     )
 
 

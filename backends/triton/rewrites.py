@@ -22,6 +22,12 @@ def widths(program: Program) -> tuple[int, int]:
     return program.widths
 
 
+def writes_output(output: Node, last: Pass) -> bool:
+    """Whether the last pass can write the output: its accumulators have the lanes the output has."""
+    found = {one.value.width for one in last.accumulators}
+    return found == {output.width} and is_lanewise(output)
+
+
 def is_lanewise(output: Node) -> bool:
     """Whether each lane of the output needs that lane of the accumulators and nothing else of them."""
     for node in postorder(output):

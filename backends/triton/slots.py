@@ -92,21 +92,21 @@ def add_rows(functions: Functions, reads: Sequence[Read]) -> None:
     functions.add("ROWS", "b, h, g, row, i, j, env", printer, tuple_of(texts), "What is read once an outer token.")
 
 
-def _known_rows(printer: Printer, reads: Sequence[Read]) -> None:
+def know_rows(printer: Printer, reads: Sequence[Read]) -> None:
     for at, read in enumerate(reads):
         name = identifier(f"{read.input.name}_row", printer.taken)
         printer.known[read] = Text(printer.given(name, f"rows[{at}]"))
 
 
-def _known_dots(printer: Printer, dots: Sequence[Dot]) -> None:
+def know_dots(printer: Printer, dots: Sequence[Dot]) -> None:
     for at, dot in enumerate(dots):
         printer.known[dot] = Text(printer.given(f"dot{at}", f"dots[{at}]"))
 
 
 def add_visible(functions: Functions, mask: Node, dots: Sequence[Dot], reads: Sequence[Read]) -> None:
     printer = functions.printer()
-    _known_dots(printer, dots)
-    _known_rows(printer, reads)
+    know_dots(printer, dots)
+    know_rows(printer, reads)
     printer.expect(mask)
     if isinstance(mask, Literal):
         result = "inside" if mask.value else "inside & (j < 0)"
@@ -144,8 +144,8 @@ def add_step(
     """
     names = [statistic.name for statistic in step.statistics]
     printer = functions.printer(taken=[*names, SEEN])
-    _known_dots(printer, dots)
-    _known_rows(printer, reads)
+    know_dots(printer, dots)
+    know_rows(printer, reads)
     before = {name: printer.given(f"{name}_before", f"state[{at}]") for at, name in enumerate(names)}
     terms = [factored(s.term)[1] if s.op == "max" else s.term for s in step.statistics]
     printer.expect(*terms, *(a.term for a in step.accumulators))
@@ -239,14 +239,22 @@ class _Step:
         """The name of ``exp(shift before - shift now)``, ``[rows]``."""
         if shift not in self.moved:
             states = [node.name for node in postorder(shift) if isinstance(node, State)]
-            by_row = contains(shift, lambda node: isinstance(node, Read | Index) and "i" in node.axes)
-            at = "[:, None]" if by_row else ""
-            old: dict[Node, Text] = {state_node(name): Text(f"{self.before[name]}{at}") for name in states}
-            new: dict[Node, Text] = {state_node(name): Text(f"{name}{at}") for name in states}
-            texts = [self.printer.child(known).scalar(shift).text for known in (old, new)]
-            moved = f"lib.rescale({texts[0]}, {texts[1]})"
-            self.moved[shift] = self.printer.variable("moved", Text(f"lib.flat({moved})" if by_row else moved)).text
+            after = {name: name for name in states}
+            self.moved[shift] = self.printer.variable("moved", rescaling(self.printer, shift, self.before, after)).text
         return self.moved[shift]
+
+
+def rescaling(printer: Printer, shift: Node, before: Mapping[str, str], after: Mapping[str, str]) -> Text:
+    """``exp(shift before - shift after)``, ``[rows]``, from the names of states before and after."""
+    by_row = contains(shift, lambda node: isinstance(node, Read | Index) and bool({"i", "h"} & node.axes))
+    at = "[:, None]" if by_row else ""
+    states = [node.name for node in postorder(shift) if isinstance(node, State)]
+    texts = [
+        printer.child({state_node(name): Text(f"{known[name]}{at}") for name in states}).scalar(shift).text
+        for known in (before, after)
+    ]
+    moved = f"lib.rescale({texts[0]}, {texts[1]})"
+    return Text(f"lib.flat({moved})" if by_row else moved)
 
 
 @dataclass(frozen=True, slots=True)
@@ -264,7 +272,7 @@ class Finish:
 
 def _finish_printer(functions: Functions, finish: Finish) -> Printer:
     printer = functions.printer()
-    _known_rows(printer, finish.reads)
+    know_rows(printer, finish.reads)
     for at, name in enumerate(finish.statistics):
         text = Text(printer.given(identifier(name, printer.taken), f"state[{at}][:, None]"))
         printer.known[state_node(name)] = text
@@ -338,8 +346,8 @@ def add_term(
 ) -> None:
     """Write ``TERM`` of a scatter: what is added to ``result``, where within the part of its head, whether inside."""
     printer = functions.printer()
-    _known_dots(printer, dots)
-    _known_rows(printer, reads)
+    know_dots(printer, dots)
+    know_rows(printer, reads)
     printer.expect(term, *indices)
     value = spread(term, printer.scalar(term))
     place, checks = "(i + j) * 0", ["(i + j) * 0 == 0"]

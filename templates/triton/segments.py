@@ -109,3 +109,12 @@ def masked_tile(runs, t):
         tile = tl.where(t >= 0, tl.where(t < head, first + t, full_end + t - head), tile)
         t -= head + end - full_end
     return tile
+
+
+@triton.jit
+def all_masked(runs):
+    """The same runs, every tile of which needs the mask."""
+    masked = ()
+    for r in tl.static_range(len(runs)):
+        masked = masked + ((runs[r][0], runs[r][3], runs[r][3], runs[r][3]),)
+    return masked
