@@ -63,7 +63,8 @@ def prepare(name: str, D: int, backward: bool) -> None:
     case = next(case for case in CASES if case.name == name)
     shape = Shape(1, 2, 2, 256, D)
     q, k, v = tensors(shape, torch.bfloat16, GPU)
-    op, inputs = attnc.loads(case.spec), case.inputs(shape, GPU)
+    op = attnc.loads(case.spec)
+    inputs: dict[str, Any] = case.inputs(shape, GPU)
     if backward:
         op(*(x.requires_grad_() for x in (q, k, v)), **inputs).sum().backward()
     else:
