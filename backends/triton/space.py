@@ -14,6 +14,7 @@ from attnc.backends.triton.choice import hopper_configs, lanes_of, why_not_hoppe
 from attnc.backends.triton.compiling import width_of
 from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_width
 from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, candidates
+from attnc.backends.triton.few import FewRows
 from attnc.backends.triton.hopper.backward_configs import (
     WalkConfig,
     fused_candidates,
@@ -162,8 +163,9 @@ def tiles_of(settings: Settings) -> Configs:
 
 def rejection(kernel: Kernel | BackwardKernel, target: Target) -> str | None:
     """Why the compiler's report of a kernel says that it will not do."""
-    assert isinstance(kernel, DeviceKernel | DeviceBackward), "only what was compiled has reports"
-    for launch in kernel.recipe.launches:
-        if fault := fault_in(kernel.report()[launch.name], launch.family, SHARED_MEMORY[target.arch]):
-            return f"{launch.name} {fault}"
+    for one in (kernel.many, kernel.few) if isinstance(kernel, FewRows) else (kernel,):
+        assert isinstance(one, DeviceKernel | DeviceBackward), "only what was compiled has reports"
+        for launch in one.recipe.launches:
+            if fault := fault_in(one.report()[launch.name], launch.family, SHARED_MEMORY[target.arch]):
+                return f"{launch.name} {fault}"
     return None

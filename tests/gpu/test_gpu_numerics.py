@@ -163,3 +163,22 @@ torch.testing.assert_close(out, expected, rtol=0, atol=0)
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+@pytest.mark.parametrize("rows", [1, 7])
+@pytest.mark.parametrize("name", ["softmax", "causal", "window", "softmax with a sink", "alibi", "cog", "affine",
+                                  "documents", "spans by head", "own groups", "gate", "rope", "no key"])  # fmt: skip
+def test_few_rows_and_many_keys(name: str, rows: int, dtype: str, seed: int) -> None:
+    """Keys are walked in parts, twice with the same bits."""
+    data = make(triton_cases.find(name).at(B=1, H=8, M=rows, N=3001), dtype, seed, "cuda")
+    data.compare(here())
+    first, second = (data.run(here())[0] for _ in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("sizes", [{"B": 3, "M": 128, "N": 2000}, {"B": 70, "M": 1, "N": 700}, {"M": 64, "N": 5000}])
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_few_rows_of_other_shapes(sizes: dict[str, int], width: int, seed: int) -> None:
+    case = triton_cases.find("causal").at(H=16, G=2, D=width, E=width, **sizes)
+    make(case, "bf16", seed, "cuda").compare(here())
