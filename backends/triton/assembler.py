@@ -7,9 +7,8 @@ that nothing wrote, so that sums are wrong or memory outside is read (docs/adr/0
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 SOUND = (12, 9)
@@ -31,36 +30,16 @@ def assembler(capability: int) -> Any:
     return min(sound, key=_release) if sound else max((own, other), key=_release)
 
 
-class _Chosen:
-    """The scope in which Triton's own choice is set aside, open while any thread compiles."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.users = 0
-        self.scope = ExitStack()
-
-
-_chosen = _Chosen()
-
-
 @contextmanager
-def sound_assembler() -> Iterator[None]:
-    """While this lasts, in any thread, Triton assembles with :func:`assembler`."""
+def sound_assembler(capability: int) -> Iterator[None]:
+    """While this lasts, Triton assembles with :func:`assembler`."""
     import triton
 
-    tools = triton.knobs.nvidia
-    with _chosen.lock:
-        if not _chosen.users:
-            _chosen.scope.enter_context(tools.scope())
-            tools.ptxas = assembler(90).path
-        _chosen.users += 1
-    try:
+    tool = assembler(capability)
+    with triton.knobs.nvidia.scope():
+        if capability < 100:
+            triton.knobs.nvidia.ptxas = tool.path
         yield
-    finally:
-        with _chosen.lock:
-            _chosen.users -= 1
-            if not _chosen.users:
-                _chosen.scope.close()
 
 
 def _release(tool: Any) -> tuple[int, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ class TritonBackend:
 
     name = "triton"
     codegen = 3
-    spaces = 2
+    spaces = 3
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
@@ -43,7 +42,7 @@ class TritonBackend:
         from attnc.backends.triton.interpreter import is_interpreting
         from attnc.backends.triton.space import space_of
 
-        return Space() if is_interpreting() else space_of(subject, workload, target)
+        return Space() if is_interpreting() else space_of(subject, workload, target, sizes)
 
     def rejection(self, kernel: Kernel | BackwardKernel, target: Target) -> str | None:
         from attnc.backends.triton.space import rejection
@@ -100,18 +99,16 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
     from attnc.backends.triton.choice import choose
-    from attnc.backends.triton.compiling import compile_few, compile_with
-    from attnc.backends.triton.few import FewRows, can_split
+    from attnc.backends.triton.compiling import compile_with
+    from attnc.backends.triton.few import FewRows
     from attnc.backends.triton.space import tile_of
 
-    if config:
-        return device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
-    if not can_split(plan, workload):
+    if not config:
         return device_kernel(choose(plan, workload, target), target)
-    with ThreadPoolExecutor(2) as pool:
-        few = pool.submit(compile_few, plan, workload, target)
-        many = choose(plan, workload, target)
-    return FewRows(device_kernel(many, target), device_kernel(few.result(), target))
+    made = device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
+    if made.recipe.split is None:
+        return made
+    return FewRows(device_kernel(choose(plan, workload, target), target), made)
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
@@ -11,7 +10,7 @@ from typing import Any
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
-from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, split_candidates
+from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
@@ -57,18 +56,9 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     Raises:
         CompileError: none fits.
     """
-    return _first(plan, workload, target, candidates(target, workload.dtype, width_of(plan)))
-
-
-def compile_few(plan: Plan, workload: Workload, target: Target) -> Compiled:
-    """The same for calls with few rows."""
-    return _first(plan, workload, target, split_candidates(target, workload.dtype, width_of(plan)))
-
-
-def _first(plan: Plan, workload: Workload, target: Target, configs: Iterable[Config]) -> Compiled:
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
-    for config in configs:
+    for config in candidates(target, workload.dtype, width_of(plan)):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
             continue
@@ -123,7 +113,7 @@ def compile_launch(launch: Launch, module: ModuleType, target: Target) -> Binary
     source = source_of(kernel, signature, {(places[name],): value for name, value in constants.items()}, hints)
     options = {"num_warps": launch.warps, "num_stages": max(1, launch.stages)}
     options |= {"maxnreg": launch.registers} if launch.registers else {}
-    with sound_assembler() if target.kind == "cuda" else nullcontext():
+    with sound_assembler(_capability(target)) if target.kind == "cuda" else nullcontext():
         made = triton.compile(source, target=_gpu(target), options=options)
     metadata = made.metadata
     boxes = [value for tree in launch.arguments.values() for _, value in leaves(tree) if isinstance(value, Box)]

@@ -122,11 +122,3 @@ def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:
             config = replace(config, warps=config.warps * 2)
         else:
             return
-
-
-def split_candidates(target: Target, dtype: str, width: int) -> Iterator[SplitConfig]:
-    """The same for calls with few rows: their tiles are small, and memory is what they wait for."""
-    for config in candidates(target, dtype, width):
-        rows = min(config.block_m, 64)
-        for block_m in (rows, max(16, rows // 2)):
-            yield SplitConfig(block_m, config.block_n, config.warps, config.stages)

@@ -16,6 +16,14 @@ from attnc.backends.triton.recipe import Recipe
 from attnc.backends.triton.rewrites import writes_output
 from attnc.plan import Plan
 
+FEW = 512
+"""Rows of a group of heads up to which splitting the keys may pay."""
+
+
+def has_few_rows(sizes: Mapping[str, int]) -> bool:
+    """Whether calls of sizes ``B H G M N`` may be worth splitting; not where sizes are unknown."""
+    return bool(sizes) and sizes["M"] * sizes["H"] <= FEW * sizes["G"]
+
 
 def can_split(plan: Plan, workload: Workload) -> bool:
     """Whether partial results of a plan can be combined by its online normaliser: one pass, which writes the output.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 
 from attnc.analyse.gradient.backward import Backward, Walk
@@ -13,8 +13,8 @@ from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.choice import hopper_configs, lanes_of, why_not_hopper
 from attnc.backends.triton.compiling import width_of
 from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_width
-from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, candidates
-from attnc.backends.triton.few import FewRows
+from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, SplitConfig, backward_candidates, candidates
+from attnc.backends.triton.few import FewRows, can_split, has_few_rows
 from attnc.backends.triton.hopper.backward_configs import (
     WalkConfig,
     fused_candidates,
@@ -41,10 +41,10 @@ REGISTERS = 255
 BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 
 
-def space_of(subject: Plan | Backward, workload: Workload, target: Target) -> Space:
+def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
     """The tile, warps and stages of a forward; of a backward, those of its walks over keys and over rows.
 
-    Where there are kernels for Hopper, the family too, and how many tiles of queries one of these holds.
+    Where there are several families the family too, and how many tiles of queries a kernel for Hopper holds.
     """
     limit = SHARED_MEMORY[target.arch]
     if isinstance(subject, Plan):
@@ -54,12 +54,15 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target) -> Sp
         def too_large(settings: Settings) -> str | None:
             return _excluded(tile_of(settings), "keys", width, workload, limit, sums=1)
 
+        families = ["stream"]
+        if has_few_rows(sizes) and can_split(subject, workload):
+            families.append("split")
         if why_not_hopper(subject, workload, target) is not None:
-            return Space(tuple(_choices("")), asdict(start), too_large)
+            named = {"family": "stream"} if len(families) > 1 else {}
+            return Space((*_families(families), *_choices("")), {**named, **asdict(start)}, too_large)
         configs = list(hopper_configs(subject))
-        families = Choice("family", ("hopper", "stream"))
         return Space(
-            (families, *_choices("", HOPPER_TILES), Choice("queries", (1, 2))),
+            (*_families(["hopper", *families]), *_choices("", HOPPER_TILES), Choice("queries", (1, 2))),
             {"family": "hopper", **asdict(configs[0])},
             lambda settings: _excluded_of_families(settings, subject, too_large),
         )
@@ -108,6 +111,10 @@ def _space_of_backward(backward: Backward, workload: Workload, target: Target) -
     return Space(tuple(choices), default, excluded)
 
 
+def _families(names: list[str]) -> tuple[Choice, ...]:
+    return (Choice("family", tuple(names)),) if len(names) > 1 else ()
+
+
 def _choices(prefix: str, rows: tuple[int, ...] = TILES) -> Iterator[Choice]:
     for name, settings in (("block_m", rows), ("block_n", TILES), ("warps", WARPS), ("stages", STAGES)):
         yield Choice(prefix + name, settings)
@@ -115,7 +122,7 @@ def _choices(prefix: str, rows: tuple[int, ...] = TILES) -> Iterator[Choice]:
 
 def _excluded_of_families(settings: Settings, plan: Plan, too_large: Callable[[Settings], str | None]) -> str | None:
     """The same where there are two families."""
-    if settings["family"] == "stream":
+    if settings["family"] != "hopper":
         if settings["queries"] != 1 or settings["block_m"] not in TILES:
             return "portable kernels hold one tile of queries, of a power of two rows"
         return too_large(settings)
@@ -148,6 +155,8 @@ def tile_of(settings: Settings, prefix: str = "") -> Config:
     block_m, block_n, warps, stages = (int(settings[prefix + x]) for x in ("block_m", "block_n", "warps", "stages"))
     if settings.get("family") == "hopper":
         return HopperConfig(block_m, block_n, warps, stages, int(settings["queries"]))
+    if settings.get("family") == "split":
+        return SplitConfig(block_m, block_n, warps, stages)
     if prefix and settings.get(f"{prefix}family") == "hopper":
         flags = {flag: bool(settings[prefix + flag]) for flag in FLAGS}
         fused = prefix == "rows_" and bool(settings.get("fused", 0))
