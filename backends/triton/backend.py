@@ -26,7 +26,7 @@ class TritonBackend:
 
     name = "triton"
     codegen = 3
-    spaces = 3
+    spaces = 4
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
