@@ -210,6 +210,7 @@ def main() -> None:
     everything = torch.get_num_threads()
     peak: dict[int, dict[str, float]] = {}
     rows = []
+    load = os.getloadavg()  # of what else runs here
     with console.status("measuring") as status:
         for threads in dict.fromkeys((1, everything)):
             torch.set_num_threads(threads)
@@ -230,7 +231,7 @@ def main() -> None:
     for found in others:
         console.print(json.dumps(found))
     if not given.quick:
-        settings = {"rounds": rounds, "peak": peak}
+        settings = {"rounds": rounds, "peak": peak, "load": load}
         console.print(f"written to {write('cpu', CPU, settings, rows + others)}")
 
 
