@@ -22,7 +22,7 @@ from attnc.targets import backend_for, parse_target
 if TYPE_CHECKING:
     from attnc.bundle import Variant
 
-TUNING = ("cached", "off", "on")
+TUNING = ("cached", "compatible", "off", "on")
 DTYPES = ("bf16", "f16", "f32", "f64")
 DEFAULT_DTYPES: Mapping[str, tuple[str, ...]] = {
     "cpu": ("f32", "bf16"),
@@ -53,7 +53,8 @@ def load(
         name: which attention of the file, if it has several. ``"f.attn:name"`` as ``path`` says the same.
         backend: ``"triton"`` or ``"tvm"`` instead of the usual one of a device.
         tune: ``"cached"`` applies what ``attnc tune`` found for a call's hardware and bucket of sizes; ``"off"`` does
-            not; ``"on"`` also tunes, in the call, what was not tuned yet.
+            not; ``"compatible"`` also applies, with a warning, what was found for the nearest other sizes, specs or
+            hardware; ``"on"`` tunes, in the call, what was not tuned yet.
         search: folders besides the file's own in which imports are looked for.
         constants: values for the ``const`` declarations of the spec.
         more_constants: the same as keywords.

@@ -15,13 +15,14 @@ from types import MappingProxyType
 
 from attnc import cache
 from attnc.autotune.bundle import read_bundle, search_bundle
+from attnc.autotune.explain import Nearest, distance, sentences
 from attnc.autotune.hardware import name_of
-from attnc.autotune.key import Key, key_of
+from attnc.autotune.key import Key, differences, key_of
 from attnc.autotune.record import Record
 from attnc.autotune.request import Request
 from attnc.autotune.store import Store
 from attnc.autotune.winner import Conflict, winner
-from attnc.backends.protocol import Config
+from attnc.backends.protocol import Config, Space
 from attnc.errors import BundleError, TargetError
 
 PROJECT = "attnc_tuned"
@@ -115,6 +116,41 @@ def cached(request: Request) -> Config:
         return _DEFAULT
     _log.debug("attnc: %s from %s for %s", dict(found[1]), found[0], key.digest[:12])
     return found[1]
+
+
+def compatible(request: Request) -> Config:
+    """:func:`cached`, and on a miss the best config of the nearest key of the same backend, with a warning."""
+    found = cached(request)
+    try:
+        key = key_of(request)
+        if found or find(request, key) is not None:
+            return found
+        known = [*user_store().all(), *(all_records(packaged()) if list(packaged().glob("*.jsonl")) else [])]
+        for config, near in nearby(key, request.space(), known):
+            _log.warning("attnc: %s is tuned for another %s", request.program.name, "; ".join(sentences(near)[:3]))
+            return config
+    except TargetError:
+        return _DEFAULT
+    except Exception as error:  # as in `cached`
+        _log.warning("attnc tuning results were not used: %s: %s", type(error).__name__, error)
+    return _DEFAULT
+
+
+def nearby(key: Key, space: Space, records: Iterable[Record]) -> Iterator[tuple[Config, Nearest]]:
+    """The best configs of the keys nearest to ``key``: neighbouring sizes, other specs, toolchains and machines."""
+    by_key: dict[str, list[Record]] = {}
+    for one in records:
+        if one.key.parts["space"].get("backend") == key.parts["space"]["backend"] and one.key.digest != key.digest:
+            by_key.setdefault(one.key.digest, []).append(one)
+    seen: list[Config] = []
+    for others in sorted(by_key.values(), key=lambda found: distance(key, found[0].key)):
+        try:
+            config = winner(others, space)
+        except Conflict:
+            continue
+        if config and config not in seen:
+            seen.append(config)
+            yield config, Nearest(others[0].key, tuple(differences(key, others[0].key)))
 
 
 def shape_text(request: Request) -> str:

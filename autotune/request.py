@@ -55,12 +55,12 @@ def chooser(tune: str) -> Chooser:
     def choose(request: Request) -> Config:
         if not request.sizes:
             return {}
-        if tune == "cached":
-            from attnc.autotune.lookup import cached
+        if tune == "on":
+            from attnc.autotune.session import tune_now
 
-            return cached(request)
-        from attnc.autotune.session import tune_now
+            return tune_now(request)
+        from attnc.autotune import lookup
 
-        return tune_now(request)
+        return lookup.compatible(request) if tune == "compatible" else lookup.cached(request)
 
     return choose

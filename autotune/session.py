@@ -13,16 +13,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 from attnc import cache
-from attnc.autotune.explain import distance
 from attnc.autotune.key import Key, key_of
-from attnc.autotune.lookup import all_records, cached, find, packaged, user_store
+from attnc.autotune.lookup import all_records, cached, find, nearby, packaged, user_store
 from attnc.autotune.problem import Problem
 from attnc.autotune.record import Observation, Record, name_of
 from attnc.autotune.request import Request
 from attnc.autotune.search import LARGE, Search, feasible
 from attnc.autotune.store import Store
 from attnc.autotune.tuner import Budget, Failed, Progress, Tuner, Watch
-from attnc.autotune.winner import Conflict, winner
 from attnc.backends.protocol import Config, Space
 from attnc.errors import BundleError, TargetError
 
@@ -58,24 +56,6 @@ def remaining(budget: Budget, known: Sequence[Observation], again: bool) -> Budg
         tried = {name_of(one.config) for one in known if one.config and one.stage == "screen"}
         return Budget(trials=max(0, budget.trials - len(tried)))
     return Budget(seconds=0.0) if is_tuned(known) else budget
-
-
-def seeds(key: Key, space: Space, records: Iterable[Record]) -> Iterator[Config]:
-    """The best configs of the keys nearest to ``key``: neighbouring sizes, other specs, toolchains and machines."""
-    by_key: dict[str, list[Record]] = {}
-    for one in records:
-        if one.key.parts["space"].get("backend") == key.parts["space"]["backend"]:
-            by_key.setdefault(one.key.digest, []).append(one)
-    by_key.pop(key.digest, None)
-    seen = []
-    for others in sorted(by_key.values(), key=lambda found: distance(key, found[0].key)):
-        try:
-            config = winner(others, space)
-        except Conflict:
-            continue
-        if config and config not in seen:
-            seen.append(config)
-            yield config
 
 
 def everything(store: Store) -> Iterator[Record]:
@@ -126,9 +106,16 @@ def tune(
         return None
     search = Search(space, f"attnc-{key.digest}", storage, left.trials, made.seed)
     if not cold:
-        for config in itertools.islice(seeds(key, space, everything(made.store)), SEEDS):
+        for config, _ in itertools.islice(nearby(key, space, everything(made.store)), SEEDS):
             search.enqueue(config)
     return made.tune(problem, search, left, known)
+
+
+def rerun(made: Tuner, problem: Problem) -> Progress | None:
+    """Check and measure the winner of a problem once more; ``None`` if there is none."""
+    request = problem.request()
+    found = find(request, key_of(request), [made.store.root])
+    return made.measure_again(problem, found[1]) if found else None
 
 
 def tune_now(request: Request) -> Config:

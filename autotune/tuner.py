@@ -131,6 +131,18 @@ class Tuner:
             raise KeyboardInterrupt
         return progress
 
+    def measure_again(self, problem: Problem, config: Config) -> Progress:
+        """Check a config, and measure it against the default once more.
+
+        Raises:
+            Failed: the default does not work.
+        """
+        progress = Progress(problem, key_of(problem.request()))
+        run = _Run(self, problem, progress)
+        run.begin()
+        run.finish([config] if config and run.try_once(config) is not None else [])
+        return progress
+
 
 class _Run:
     """One problem in the hands of the workers of a tuner."""
@@ -215,6 +227,10 @@ class _Run:
             if ratio < self.progress.best:
                 self.progress.best, self.progress.best_config = ratio, config
         self._show("done")
+
+    def try_once(self, config: Config) -> float | None:
+        """Compile, check and time one config."""
+        return self._tried(config, self._compiled(config))
 
     def _tried(self, config: Config, answer: dict[str, Any]) -> float | None:
         """Check and time what was compiled; its ratio to the default, or ``None`` if it failed."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +117,21 @@ def test_tuning_on_this_processor(tmp_path: Path, store: Store, monkeypatch: pyt
     assert "everything is tuned" in run("tune", *wanted, "--grad", "--require-hit")
     assert "tuned:" in run("store", "explain", *wanted)
     assert "tuned before" in run("tune", *wanted, "--budget", "3", "--grad")
+    assert "times as fast as the default" in run("store", "verify", "--rerun", *wanted)
     shown = [json.loads(path.read_text()) for path in (tmp_path / "user").rglob("obs/*.json")]
     measured = [one for one in shown if one["key_parts"]["space"]["backend"] == "tvm"]
     assert {one["status"] for one in measured} == {"ok"}
     assert {len(one["check"]["shapes"]) for one in measured if one["stage"] == "screen"} == {2}
+
+
+def test_only_searching_needs_optuna(tmp_path: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "optuna" else find(name, *rest)
+    )
+    (tmp_path / "one.attn").write_text(SPEC)
+    assert "pip install 'attnc[tune]'" in run("tune", tmp_path / "one.attn", "-t", "cpu", code=3)
+    program = "import sys, attnc.cli.store; assert 'optuna' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True)

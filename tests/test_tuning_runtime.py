@@ -178,6 +178,15 @@ def test_two_ranks_choose_the_same(backend: FakeBackend, tmp_path: Path) -> None
     assert [choice[1] for choice in choices if choice] == [{"tile": 16, "way": "up"}] * 2
 
 
+def test_neighbours_apply_only_where_that_is_asked_for(backend: FakeBackend, caplog: pytest.LogCaptureFixture) -> None:
+    lookup.user_store().merge(records(problem(100)))
+    attnc.loads(TEXT)(*qkv(300))
+    assert backend.configs == [{}]
+    attnc.loads(TEXT, tune="compatible")(*qkv(300))
+    assert backend.configs == [{}, FAST]
+    assert "bucket.keys is 5 here, 4 there" in caplog.text
+
+
 def test_tune_on_tunes_in_the_call(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
 
@@ -193,7 +202,7 @@ def test_tune_on_tunes_in_the_call(backend: FakeBackend, monkeypatch: pytest.Mon
     assert backend.configs == [FAST]
 
 
-def test_tune_is_one_of_three() -> None:
+def test_tune_is_one_of_four() -> None:
     with pytest.raises(attnc.ArgumentError, match="did you mean `cached`"):
         attnc.loads(TEXT, tune="cache")
 

@@ -122,6 +122,24 @@ def verify(store: Store) -> None:
     out.print(f"{count} records, all as they were written")
 
 
+def rerun(wanted: Wanted, store: Store) -> None:
+    """Check and measure winners once more, here; fail if one is wrong or slower than the default by now."""
+    from attnc.autotune import session
+
+    worse = []
+    with session.tuner(store) as made:
+        for problem in problems(wanted):
+            before = winner(store.records(key_of(problem.request()).digest))
+            done = session.rerun(made, problem)
+            after = winner(store.records(key_of(problem.request()).digest))
+            text = "nothing is tuned" if done is None else f"{1 / done.best:.3f} times as fast as the default"
+            out.print(f"{title(problem)}: {text}", markup=False)
+            if before != after:
+                worse.append(f"{title(problem)}: {config_name(before or {})} no longer wins")
+    if worse:
+        fail("; ".join(worse), Exit.SPEC)
+
+
 def pin(store: Store, prefix: str, settings: Iterable[str], reason: str, remove: bool) -> None:
     """Decide for a config, whatever was measured; or take such decisions back."""
     key = _key(store, prefix)

@@ -116,12 +116,22 @@ def pull(remote: Url, store: At = None, dry_run: Dry = False, option: Options = 
 
 
 @app.command()
-def verify(store: At = None) -> None:
+def verify(
+    rerun: Annotated[str, typer.Option("--rerun", metavar="SPEC", help="Also measure winners again, here.")] = "",
+    target: Annotated[str, typer.Option("--target", "-t")] = "cpu",
+    shapes: Annotated[list[str] | None, typer.Option("--shapes", "-s", metavar="B=1,H=8,N=1024,D=64")] = None,
+    dtype: Annotated[list[str] | None, typer.Option("--dtype")] = None,
+    store: At = None,
+) -> None:
     """Read every record, and fail if one is not what was written."""
     from attnc.cli import store as stores
+    from attnc.cli.tune import Wanted
 
     with errors_reported():
         stores.verify(stores.store_at(store))
+        if rerun:
+            wanted = Wanted(rerun, {}, target, None, shapes or [], dtype or [], (), False)
+            stores.rerun(wanted, stores.store_at(store))
 
 
 @app.command()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
@@ -13,10 +15,8 @@ from attnc.autotune.data import resolve_extents
 from attnc.autotune.key import key_of
 from attnc.autotune.lookup import find
 from attnc.autotune.problem import Problem
-from attnc.autotune.session import budget_of, is_tuned, observations, tune, tuner
+from attnc.autotune.record import Observation
 from attnc.autotune.store import Store
-from attnc.autotune.tuner import Budget, Failed
-from attnc.autotune.tuner import Progress as State
 from attnc.backends.protocol import Workload
 from attnc.bundle import default_inputs
 from attnc.cli.compile import spec_of
@@ -25,6 +25,9 @@ from attnc.errors import ArgumentError, TargetError
 from attnc.jit import Checked, recall_spec
 from attnc.spec import Constants
 from attnc.targets import backend_for, parse_target
+
+if TYPE_CHECKING:
+    from attnc.autotune.tuner import Progress as State
 
 DEFAULTS = {"B": 1, "H": 8, "N": 1024, "D": 64}
 USUAL = {"cpu": ["f32"], "cuda": ["bf16"], "hip": ["bf16"]}
@@ -98,7 +101,16 @@ def run(
     jobs: int,
     page: Path | None,
 ) -> None:
-    """Tune, show how it goes, and say what was found. Ctrl-C ends it and keeps what was measured."""
+    """Tune, show how it goes, and say what was found. Ctrl-C ends it and keeps what was measured.
+
+    Raises:
+        TargetError: Optuna is not installed.
+    """
+    if importlib.util.find_spec("optuna") is None:
+        raise TargetError("`attnc tune` needs the package `optuna`: pip install 'attnc[tune]'", missing=True)
+    from attnc.autotune.session import budget_of, tune, tuner
+    from attnc.autotune.tuner import Budget, Failed
+
     try:
         spent = budget_of(budget)
     except ValueError as error:
@@ -141,9 +153,10 @@ def plot(wanted: Wanted, store: Store, path: Path) -> None:
     """Write a page about what a store holds of these kernels."""
     from attnc.autotune.plot import Tuned, page
 
-    path.write_text(
-        page(Tuned(title(x), observations(store, key_of(x.request()))) for x in problems(wanted)), encoding="utf-8"
-    )
+    def known(problem: Problem) -> list[Observation]:
+        return [x for x in store.records(key_of(problem.request()).digest) if isinstance(x, Observation)]
+
+    path.write_text(page(Tuned(title(x), known(x)) for x in problems(wanted)), encoding="utf-8")
     out.print(f"wrote {path}", markup=False)
 
 
@@ -171,6 +184,8 @@ def title(problem: Problem) -> str:
 
 
 def _has(store: Store, problem: Problem) -> bool:
+    from attnc.autotune.session import is_tuned, observations
+
     return is_tuned(observations(store, key_of(problem.request())))
 
 
