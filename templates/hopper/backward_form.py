@@ -13,9 +13,17 @@ class Form:
     """What a walk is compiled for.
 
     ``OUTER_CHUNKS`` and ``INNER_CHUNKS`` are ``(tensor, lo, valid, padded)``; those inner chunks come first that early
-    dot products use. ``DOTS`` are ``(outer chunk, inner chunk, is first, is last)``. ``SUMS`` are ``(inner chunk,
-    weight, lanes)`` in the order of weights, early ones first; ``NUMBERS`` are weights that are summed as they are.
-    ``HELD`` says of each inner chunk whether late sums use it.
+    dot products use, ``EARLY_CHUNKS`` of them. ``HELD`` says of each inner chunk whether late sums use it. ``DOTS`` are
+    ``(outer chunk, inner chunk, is first, is last)``, ``EARLY_DOTS`` of them early. ``LINE_COUNT`` numbers are read an
+    inner token. ``WEIGHTS`` counts the early weights and all.
+
+    ``SUMS`` are ``(inner chunk, weight, lanes)`` in the order of weights, ``EARLY_SUMS`` of them early; ``NUMBERS`` are
+    weights that are summed as they are; ``OUTPUTS`` says where sums go, ``(tensor, lo, valid, factor)`` each, and the
+    factors of numbers. ``CROSS`` is empty, or ``(weight, outer chunk, lanes)`` of a sum over the outer tokens, of whose
+    tile each warpgroup has so many lanes.
+
+    ``EAGER`` starts late dot products with the early ones. ``HIDE`` is what dot products are set to where pairs are not
+    visible, 0 if the weights are masked instead; ``VANISHES`` says that late weights are 0 where what is kept is.
     """
 
     OVER_ROWS: gl.constexpr
