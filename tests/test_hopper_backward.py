@@ -127,7 +127,7 @@ def test_wide_heads_get_a_kernel_for_each_sum() -> None:
 def test_the_tuner_may_choose_family_and_fusion(unordered: bool) -> None:
     data = make(case_of("causal", 128), "bf16", 0)
     workload = replace(workload_of(data), unordered=unordered)
-    space = space_of(backward_of(data), workload, SM90)
+    space = space_of(backward_of(data), workload, SM90, data.case.all_sizes)
     assert space.problem(space.default) is None
     assert space.default.get("fused") == (1 if unordered else None)
     rows = tiles_of(space.default)["rows"]
