@@ -93,7 +93,11 @@ def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int, bool]:
         source.write_text(ptx)
         arch = re.search(r"\.target (sm_(\d+)\w*)", ptx)
         assert arch is not None, "PTX names its target"
-        said = _run(assembler(int(arch[2])).path, "-v", f"--gpu-name={arch[1]}", str(source), "-o", str(path))
+        command = ("-v", f"--gpu-name={arch[1]}", str(source), "-o", str(path))
+        try:
+            said = _run(assembler(int(arch[2])).path, *command)
+        except subprocess.CalledProcessError:  # Triton 3.9 writes PTX that only the newer one reads
+            said = _run(tools.ptxas_blackwell.path, *command)
         spilled = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", said)))
         return registers, spilled, re.search(_SERIALISED, said) is not None
 

@@ -30,7 +30,13 @@ from attnc.templates.hopper.backward_products import (
     release,
 )
 from attnc.templates.hopper.backward_tiles import place, produce, read_number
-from attnc.templates.hopper.gluon import fence_async_shared, gl, jit, mbarrier, tma
+from attnc.templates.hopper.gluon import (
+    copies_out_done,
+    fence_async_shared,
+    gl,
+    jit,
+    mbarrier,
+)
 from attnc.templates.triton.stream import positions
 
 
@@ -134,7 +140,7 @@ def consume(form, WG: gl.constexpr, memory, bars, outs, row_outs, added, env, H,
     for t in range(read_number(memory[3], 0)):
         state, sums = step(form, WG, t, first, token, rows, state, sums, memory, bars, added, b, h, g, env, M, N)
     if len(form.CROSS) > 0:
-        tma.store_wait(0)
+        copies_out_done(0)
     finish(form, WG, sums, state, outs, row_outs, H, M, N)
 
 

@@ -2,11 +2,11 @@
 
 from attnc.templates.hopper.backward_form import GROUPS, ROWS_OF_GROUP, sum_layout
 from attnc.templates.hopper.gluon import (
+    copies_out_done,
     fence_async_shared,
     gl,
     jit,
     mbarrier,
-    tma,
     tma_reduce_add,
     warpgroup_mma,
     warpgroup_mma_wait,
@@ -138,7 +138,7 @@ def add_cross(form, WG: gl.constexpr, parts, added, cross_memory, b, h, inner_fi
     """Adds this warpgroup's part to the tensor."""
     _, staging = cross_memory
     mine = staging.index(WG)
-    tma.store_wait(0)
+    copies_out_done(0)
     mine.reshape([ROWS_OF_GROUP, form.CROSS[2]]).store(parts[0])
     fence_async_shared()
     if form.INNER_BLOCK == ROWS_OF_GROUP:

@@ -1,7 +1,12 @@
 """Which tiles a program of a walk visits, and the warp that brings them to shared memory."""
 
 from attnc.templates.hopper.backward_form import GROUPS, OUTER_BLOCK, ROWS_OF_GROUP
-from attnc.templates.hopper.gluon import gl, jit, mbarrier, tma
+from attnc.templates.hopper.gluon import (
+    copy_in,
+    gl,
+    jit,
+    mbarrier,
+)
 from attnc.templates.triton.segments import count_full, count_masked, disjoint, full_tile, masked_tile
 from attnc.templates.triton.stream import positions
 
@@ -82,7 +87,7 @@ def produce(form, outers, inners, memory, bars, lists, env, H, M, N):
         mbarrier.expect(outer_full, GROUPS * outers[c].block_type.nbytes)
         head = h if form.OUTER_HEADS[form.OUTER_CHUNKS[c][0]] else g
         for w in gl.static_range(GROUPS):
-            tma.async_copy_global_to_shared(
+            copy_in(
                 outers[c], [b, head, first + w * ROWS_OF_GROUP, 0], outer_full, outer_memory[c].index(w)
             )  # fmt: skip
     write_number(count_memory, 0, full + masked)
@@ -99,7 +104,7 @@ def produce(form, outers, inners, memory, bars, lists, env, H, M, N):
             mbarrier.wait(empty_bars[c].index(slot), phase ^ 1)
             mbarrier.expect(ready, inners[c].block_type.nbytes)
             head = h if form.INNER_HEADS[form.INNER_CHUNKS[c][0]] else g
-            tma.async_copy_global_to_shared(
+            copy_in(
                 inners[c], [b, head, inner_first, 0], ready, inner_memory[c].index(slot)
             )  # fmt: skip
             if c == 0:

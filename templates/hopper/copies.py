@@ -1,7 +1,7 @@
 """The warp that copies: queries, and keys and values through the ring."""
 
 from attnc.templates.hopper.config import GROUP_ROWS
-from attnc.templates.hopper.gluon import constexpr_function, gl, jit, mbarrier, tma
+from attnc.templates.hopper.gluon import constexpr_function, copy_in, gl, jit, mbarrier
 from attnc.templates.hopper.schedule import place, tell, tell_tile, visited, visits
 
 
@@ -21,7 +21,7 @@ def copy_inner(cfg, descs, rings, FIRST: gl.constexpr, LAST: gl.constexpr, b, h,
     for c in gl.static_range(FIRST, LAST):
         head = h if cfg.INNER_HEADS[c] else g
         where = [b, head, tile * cfg.INNER_BLOCK, 0]
-        tma.async_copy_global_to_shared(descs[c], where, barrier, rings[c].index(slot))
+        copy_in(descs[c], where, barrier, rings[c].index(slot))
 
 
 @jit
@@ -56,7 +56,7 @@ def produce(cfg, outers, inners, queries, rings, bars, board, counter, lists, en
             for c in gl.static_range(len(outers)):
                 head = h if cfg.OUTER_HEADS[c] else g
                 where = [b, head, first + w * GROUP_ROWS, 0]
-                tma.async_copy_global_to_shared(outers[c], where, q_full.index(q_slot), queries[c].index(q_slot))
+                copy_in(outers[c], where, q_full.index(q_slot), queries[c].index(q_slot))
         for t in range(1, count):
             before = inner
             inner = visited(cfg, source, masked, unmasked, t)

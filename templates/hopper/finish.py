@@ -1,7 +1,7 @@
 """What a group of warps writes at the end of a tile."""
 
 from attnc.templates.hopper.config import GROUP_ROWS, sums_layout
-from attnc.templates.hopper.gluon import fence_async_shared, gl, jit, tma
+from attnc.templates.hopper.gluon import copy_out, fence_async_shared, gl, jit
 from attnc.templates.hopper.products import flat
 from attnc.templates.hopper.rows import gathered, positions
 
@@ -40,7 +40,7 @@ def write_lanes(
         stage = queries[c].index(q_slot)
         flat(stage).store(vectors[0].to(queries[c].dtype))
         fence_async_shared()
-        tma.async_copy_shared_to_global(outs[c], [b, h, first, 0], stage)
+        copy_out(outs[c], [b, h, first, 0], stage)
     else:
         raw = gl.expand_dims(gl.arange(0, GROUP_ROWS, gl.SliceLayout(1, layout)), 1)
         kept = (first + raw < M) & (lane < cfg.OUTPUTS[c][1])

@@ -8,7 +8,7 @@ values of tile ``x - 1``, so that ``S = Q K^T`` of a tile overlaps with ``O += P
 from attnc.templates.hopper.config import GROUP_ROWS, Config
 from attnc.templates.hopper.copies import memory, produce
 from attnc.templates.hopper.finish import write_lanes, write_rows
-from attnc.templates.hopper.gluon import gl, jit, mbarrier, tma
+from attnc.templates.hopper.gluon import copies_out_done, gl, jit, mbarrier
 from attnc.templates.hopper.products import flat, pairs, start_scores, start_sums, step, wait_for
 from attnc.templates.hopper.rows import initial, positions
 from attnc.templates.hopper.schedule import FIELDS, told, told_place
@@ -40,7 +40,7 @@ def consume(cfg, W: gl.constexpr, element: gl.constexpr, queries, rings, bars, b
         dots = start_scores(cfg, q, rings, slot)
         if cfg.STAGED and cfg.QUERIES == 2:
             # the outputs of the tile before have left its buffer by now
-            tma.store_wait(0)
+            copies_out_done(0)
             mbarrier.arrive(q_empty.index((turn + 1) % 2 * cfg.WARPGROUPS + W), count=1, pred=turn > 0)
         dots = wait_for(dots, 0)
         inner = told(inner_at, slot)
@@ -70,13 +70,13 @@ def consume(cfg, W: gl.constexpr, element: gl.constexpr, queries, rings, bars, b
         if not cfg.STAGED:
             mbarrier.arrive(q_empty.index(q_slot), count=1)
         elif cfg.QUERIES == 1:
-            tma.store_wait(0)
+            copies_out_done(0)
             mbarrier.arrive(q_empty.index(q_slot), count=1)
         mbarrier.arrive(free.index(turn & 1), count=1)
         turn += 1
         mbarrier.wait(ready.index(turn & 1), (turn >> 1) & 1)
         count = told(memory, (turn & 1) * FIELDS)
-    tma.store_wait(0)
+    copies_out_done(0)
 
 
 @jit

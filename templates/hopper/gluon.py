@@ -18,13 +18,33 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.language.core import _aggregate as aggregate
 from triton.language.core import tuple as tuple_value
 
+copy_in = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+copy_out = getattr(tma, "async_store", None) or tma.async_copy_shared_to_global
+"""Copies by TMA; the names before ``or`` are those of Triton 3.9."""
+copies_out_done = tma.store_wait
+
 jit = _gluon.jit
 constexpr_function = _gluon.constexpr_function
 
 __all__ = [
-    "aggregate", "constexpr_function", "descriptor_type", "fence_async_shared", "gl", "jit", "mbarrier", "nested",
-    "source_of", "tma", "tma_reduce_add", "tuple_value", "warpgroup_mma", "warpgroup_mma_wait",
-]  # fmt: skip
+    "aggregate",
+    "constexpr_function",
+    "copies_out_done",
+    "copy_in",
+    "copy_out",
+    "descriptor_type",
+    "fence_async_shared",
+    "gl",
+    "jit",
+    "mbarrier",
+    "nested",
+    "source_of",
+    "tma",
+    "tma_reduce_add",
+    "tuple_value",
+    "warpgroup_mma",
+    "warpgroup_mma_wait",
+]
 
 
 @builtin
