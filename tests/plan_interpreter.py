@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 import torch
 from strategies import extent
@@ -117,8 +118,12 @@ def run_plan(
     inputs: Mapping[str, Tensor],
     params: Mapping[str, float],
     tiles: random.Random,
+    lag: Mapping[str, float] = MappingProxyType({}),
 ) -> tuple[Tensor, Tensor | None]:
-    """Output ``[B, H, M, E]`` and log-sum-exp of a plan in float64."""
+    """Output ``[B, H, M, E]`` and log-sum-exp of a plan in float64.
+
+    Maxima that ``lag`` names follow when they would grow by more than what it says.
+    """
     values = Values(sizes, {"q": q, "k": k, "v": v}, dict(inputs), params, {})
     rows, keys = torch.arange(sizes["M"]), torch.arange(sizes["N"])
     for token_map in plan.tokens:
@@ -144,7 +149,9 @@ def run_plan(
                 if statistic.op == "max":
                     term = values.of(statistic.term).expand(visible.shape)
                     top = torch.where(visible, term, LOWEST).amax(-1, keepdim=True)
-                    values.states[statistic.name] = torch.maximum(values.states[statistic.name], top)
+                    before = values.states[statistic.name]
+                    grown = top - before > lag.get(statistic.name, 0.0)
+                    values.states[statistic.name] = torch.where(grown, top, before)
             for part in (*sums, *step.accumulators):
                 term = torch.where(visible, values.of(part.term), 0.0)
                 total = values.states[part.name]

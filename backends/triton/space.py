@@ -10,7 +10,7 @@ from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import BackwardKernel, Choice, Kernel, Space, Target, Workload
 from attnc.backends.protocol import Config as Settings
 from attnc.backends.triton.adjoint import prepare
-from attnc.backends.triton.choice import hopper_configs, lanes_of, why_not_hopper
+from attnc.backends.triton.choice import hopper_configs, lanes_of, left_to_portable, why_not_hopper
 from attnc.backends.triton.compiling import width_of
 from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_width
 from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, SplitConfig, backward_candidates, candidates
@@ -63,7 +63,9 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes
         configs = list(hopper_configs(subject))
         return Space(
             (*_families(["hopper", *families]), *_choices("", HOPPER_TILES), Choice("queries", (1, 2))),
-            {"family": "hopper", **asdict(configs[0])},
+            {"family": "stream", **asdict(start), "queries": 1}
+            if left_to_portable(subject)
+            else {"family": "hopper", **asdict(configs[0])},
             lambda settings: _excluded_of_families(settings, subject, too_large),
         )
     return _space_of_backward(subject, workload, target)

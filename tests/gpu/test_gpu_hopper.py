@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 import triton_cases
 from test_gpu_numerics import larger
 from triton_cases import CASES, Case, make
 
-from attnc.backends.protocol import Target
+from attnc.analyse.lower import lower_program_to_plan
+from attnc.backends.protocol import Kernel, Target, Workload
+from attnc.backends.triton import TritonBackend
+from attnc.backends.triton.backend import device_kernel
+from attnc.backends.triton.choice import compile_for_hopper
 from attnc.backends.triton.kernel import DeviceKernel
 from attnc.targets import target_of_device
 
 pytestmark = pytest.mark.gpu
 WIDE = {"D": 64, "E": 64}
-PORTABLE = {
-    "two passes", "two passes over a mask", "mask by token", "projections", "output of a part",
-}  # fmt: skip
+PORTABLE = {"two passes", "two passes over a mask", "mask by token", "projections", "output of a part"}
 """Cases that may get portable kernels."""
 
 
+@cache
+def hopper_kernel(spec: str, D: int, E: int, workload: Workload, target: Target) -> Kernel:
+    """The kernel for Hopper where there is one, also of plans that get portable ones by default."""
+    plan = lower_program_to_plan(triton_cases.specialized(spec, D, E))
+    made = compile_for_hopper(plan, workload, target)
+    return TritonBackend().build(plan, workload, target) if isinstance(made, str) else device_kernel(made, target)
+
+
 @pytest.fixture(autouse=True)
-def _hopper() -> None:
+def _hopper(monkeypatch: pytest.MonkeyPatch) -> None:
     if target_of_device("cuda") != Target("cuda", "sm_90"):
         pytest.skip("needs sm_90")
+    monkeypatch.setattr(triton_cases, "kernel", hopper_kernel)
 
 
 def family(case: Case, dtype: str) -> list[str]:
