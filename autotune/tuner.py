@@ -27,6 +27,8 @@ from attnc.backends.protocol import Config
 
 FINALISTS = 3
 """Configs that meet the default at the end."""
+BUSY = 0.5
+"""Load of a core from which on a measurement does not count as exclusive."""
 COMPILING, MEASURING = 120.0, 60.0
 """Seconds after which a job counts as hung."""
 
@@ -151,6 +153,8 @@ class _Run:
         self.tuner, self.problem, self.progress = tuner, problem, progress
         self.job = {"problem": problem.to_json()}
         self.device = name_of(dict(progress.key.parts["hardware"]))
+        # On a GPU the lock sees to it; a CPU is shared with whatever else runs.
+        self.exclusive = problem.target.kind != "cpu" or _load() < BUSY
         about = {"spec": problem.program.name[:80], "sizes": dict(problem.sizes)}
         self.environment = environment(problem.target) | about
 
@@ -298,7 +302,7 @@ class _Run:
                 ratio and float(f"{ratio:.4g}"),
                 check or {},
                 clocks or {},
-                True,
+                self.exclusive,
                 self.environment,
             )
         )
@@ -306,3 +310,8 @@ class _Run:
     def _show(self, doing: str) -> None:
         self.progress.doing = doing
         self.tuner.watch(self.progress)
+
+
+def _load() -> float:
+    """Processes that want a core, on average over a minute, for each core."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1)
