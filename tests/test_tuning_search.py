@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -179,14 +179,17 @@ def test_known_configs_are_not_tried_again_and_seeds_come_first() -> None:
 
 
 SHARE = """
-import sys
+import sys, time
 from attnc.autotune.search import Search
 from test_tuning_search import numbers
 search = Search(numbers("a", "b"), "shared", sys.argv[1], 30, int(sys.argv[2]))
+print("ready", flush=True)
+sys.stdin.readline()
 while suggestion := search.ask():
     print(sorted(suggestion.config.items()), flush=True)
     if len(sys.argv) > 3:
         break  # dies in the middle of a trial
+    time.sleep(0.1)
     search.tell(suggestion, 1.0)
 """
 
@@ -194,15 +197,30 @@ while suggestion := search.ask():
 def share(storage: str, *arguments: str) -> subprocess.Popen[str]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
     return subprocess.Popen(
-        [sys.executable, "-c", SHARE, storage, *arguments], stdout=subprocess.PIPE, text=True, env=environment
+        [sys.executable, "-c", SHARE, storage, *arguments],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=environment,
     )
+
+
+def asked(running: Sequence[subprocess.Popen[str]]) -> list[list[str]]:
+    """What processes tried that began at the same moment."""
+    for one in running:
+        assert one.stdout is not None
+        assert one.stdout.readline() == "ready\n"
+    for one in running:
+        assert one.stdin is not None
+        one.stdin.write("go\n")
+        one.stdin.flush()
+    return [one.communicate(timeout=300)[0].splitlines() for one in running]
 
 
 def check_sharing(storage: str) -> None:
     """Three processes; one dies with a trial in its hands, the others do all the rest, each once."""
-    lost = share(storage, "0", "die").communicate(timeout=120)[0].splitlines()
-    running = [share(storage, "1"), share(storage, "2")]
-    first, second = (one.communicate(timeout=300)[0].splitlines() for one in running)
+    (lost,) = asked([share(storage, "0", "die")])
+    first, second = asked([share(storage, "1"), share(storage, "2")])
     everything = sorted(str(sorted(config.items())) for config in feasible(numbers("a", "b")))
     assert sorted(set(first + second + lost)) == everything
     assert len(first) + len(second) <= len(everything) + 2  # both may begin one at the same moment
