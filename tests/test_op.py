@@ -163,7 +163,7 @@ def test_half_precision_gradients_are_rounded_once(backend: FakeBackend) -> None
     expected = torch.autograd.grad(op.reference(*wide).sum(), wide)
     for a, b in zip(found, expected, strict=True):
         assert a.dtype is torch.bfloat16
-        assert_close(a.float(), b, rtol=1.6e-2, atol=4e-3)  # the output that the backward reads is rounded too
+        assert_close(a.float(), b, rtol=1.6e-2, atol=2e-2)  # the output that the backward reads is rounded too
 
 
 def test_the_slow_gradient_is_announced_once(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
