@@ -7,6 +7,7 @@ what came with attnc. The first place that knows the key decides.
 from __future__ import annotations
 
 import functools
+import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -18,7 +19,7 @@ from attnc.autotune.bundle import read_bundle, search_bundle
 from attnc.autotune.explain import Nearest, distance, sentences
 from attnc.autotune.hardware import name_of
 from attnc.autotune.key import Key, differences, key_of
-from attnc.autotune.record import Record
+from attnc.autotune.record import Record, write
 from attnc.autotune.request import Request
 from attnc.autotune.store import Store
 from attnc.autotune.winner import Conflict, winner
@@ -85,18 +86,27 @@ def all_records(path: Path) -> list[Record]:
 
 def find(request: Request, key: Key, explicit: Iterable[Path] = ()) -> tuple[str, Config] | None:
     """The place that knows ``key``, and its config; ``None`` if none does."""
-    space = None
     for name, source in sources(explicit):
         if records := source(key):
-            space = space or request.space()
             try:
-                found = winner(records, space)
+                found = _winner(request, key, records)
             except Conflict as error:
                 _log.warning("attnc ignores %s for %s: %s", name, key.digest[:12], error)
                 continue
             if found is not None:
                 return name, found
     return None
+
+
+def _winner(request: Request, key: Key, records: list[Record]) -> Config | None:
+    """The winner among records, remembered on disk: spaces import compilers, which a cached kernel does without."""
+
+    def decide() -> dict[str, int | str] | None:
+        found = winner(records, request.space())
+        return None if found is None else dict(found)
+
+    known = sorted(hashlib.sha256(write(record)).hexdigest() for record in records)
+    return cache.remember(cache.key_of("winner", key.digest, request.backend.toolchain(), known), decide)
 
 
 def cached(request: Request) -> Config:

@@ -67,6 +67,20 @@ def test_tuned_configs_are_applied(backend: FakeBackend) -> None:
     assert backend.configs == [FAST, {}]
 
 
+def test_what_was_decided_once_asks_no_backend_again(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces import compilers, which a kernel from the cache does without."""
+    lookup.user_store().merge(records(problem()))
+    assert lookup.cached(problem().request()) == FAST
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("asked for its space")
+
+    monkeypatch.setattr(FakeBackend, "space", refuse)
+    assert lookup.cached(problem().request()) == FAST
+    lookup.user_store().merge(records(problem(), {"tile": 16, "way": "down"}, 0.4))
+    assert lookup.cached(problem().request()) == {}, "other records are decided anew, which this backend cannot"
+
+
 def test_sizes_within_a_bucket_compile_nothing(backend: FakeBackend) -> None:
     lookup.user_store().merge(records(problem(100)))
     op = attnc.loads(TEXT)
