@@ -119,7 +119,7 @@ def test_tuning_on_this_processor(tmp_path: Path, store: Store, monkeypatch: pyt
     assert "tuned before" in run("tune", *wanted, "--budget", "3", "--grad")
     again = CliRunner().invoke(app, ["store", "verify", "--rerun", *map(str, wanted)], terminal_width=200)
     assert "times as fast as the default" in " ".join(again.output.split())
-    assert again.exit_code == 0 or "no longer wins" in again.output  # a busy machine may rank otherwise now
+    assert again.exit_code == ("no longer wins" in again.output)  # a busy machine may rank otherwise by now
     shown = [json.loads(path.read_text()) for path in (tmp_path / "user").rglob("obs/*.json")]
     measured = [one for one in shown if one["key_parts"]["space"]["backend"] == "tvm"]
     assert {one["status"] for one in measured} == {"ok"}

@@ -31,7 +31,7 @@ MORE = (
          {"M": 42, "N": 42, "Y": 6, "X": 7}, extents=(6, 7)),
     Case("one number", "input t: real[H] score dot(q, k) * scale + sin(i * j) * t[h]"),
     Case("tapa", "param alpha: real = 0.2 score dot(q[0:16], k[0:16]) * scale "
-         "* cos(6.283 * abs(i - j) ** alpha * dot(q[16:32], k[16:32]))", params=(0.2,), loose=100),
+         "* cos(0.6283 * abs(i - j) ** alpha * dot(q[16:32], k[16:32]))", params=(0.2,), loose=10),
     Case("gain", "input w: real[H, D] query rmsnorm(q) * w[h, :]"),
     Case("gated rows", "input gate: real[B, H, M, E] mask causal output o + gate[b, h, row, :]", {"M": 53, "N": 37}),
     Case("empty rows", "mask j < i - 30"),
