@@ -21,7 +21,7 @@ from attnc.backends.triton.rewrites import (
     rewritten,
     vanishes,
     widths,
-    with_common_scales,
+    with_outer_factors,
     writes_output,
 )
 from attnc.backends.triton.slots import SEEN, Finish
@@ -132,7 +132,7 @@ class _Lowering:
 
     def walk(self, at: int, step: Pass, passes: tuple[Pass, ...]) -> None:
         last = at == len(passes) - 1
-        step = with_common_scales(rewritten(step, self.finals))
+        step = with_outer_factors(rewritten(step, self.finals))
         functions = self.assembly.functions(f"pass{at}")
         mask = self.plan.mask
         terms = [one.term for one in step.parts]

@@ -11,7 +11,8 @@ from typing import TypeAlias
 from attnc.analyse.visibility import Range
 from attnc.backends.triton.environment import Environment, identifier
 from attnc.backends.triton.forms import SHIFT
-from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, factored, shifted
+from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, shifted
+from attnc.backends.triton.rewrites import factored
 from attnc.grammar.source import Span
 from attnc.ir.build import state as state_node
 from attnc.ir.nodes import Apply, Dot, Index, Input, Literal, Node, Read, State
