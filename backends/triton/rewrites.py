@@ -13,7 +13,6 @@ from attnc.plan import Pass
 
 _TOKENS = {"q": ("b", "h", "row"), "k": ("b", "g", "j"), "v": ("b", "g", "j")}
 _TOKEN_DIMS = {"q": ("B", "H", "M"), "k": ("B", "G", "N"), "v": ("B", "G", "N")}
-_BOUNDED = frozenset({"sigmoid", "tanh", "erf", "sin", "cos", "sign"})
 
 
 def widths(program: Program) -> tuple[int, int]:
@@ -110,30 +109,3 @@ def _common_scale(term: Node) -> Node | None:
             small = build.apply("mul", x, build.literal(1.0 / by))
             return build.apply("mul", build.apply(op, dot, build.apply("mul", small, y)), build.literal(by))
     return None
-
-
-def is_bounded(term: Node, maxima: Mapping[Node, Node]) -> bool:
-    """Whether a term is provably within [-1, 1].
-
-    ``maxima`` maps what stands for the maximum of a row (a state, or a read of one) to what it is the maximum of.
-    """
-
-    def at_least(row: Node, x: Node) -> bool:
-        match row:
-            case Apply(op="max", args=args):
-                return any(at_least(arg, x) for arg in args)
-            case _:
-                return maxima.get(row) is x
-
-    match term:
-        case Literal(value=value):
-            return abs(value) <= 1
-        case Apply(op="exp", args=(Apply(op="sub", args=(x, row)),)):
-            return at_least(row, x)
-        case Apply(op=op) if op in _BOUNDED:
-            return True
-        case Apply(op="mul" | "min" | "max" | "neg" | "abs", args=args):
-            return all(is_bounded(arg, maxima) for arg in args)
-        case Apply(op="where", args=(_, *args)):
-            return all(is_bounded(arg, maxima) for arg in args)
-    return False
