@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from attnc.analyse.algebra import Sign, sign_of
+from attnc.analyse.bounded import is_bounded
 from attnc.analyse.gradient.backward import Backward, Scatter, Step, Sum, Walk, results_of
 from attnc.analyse.gradient.derive import AT_ROW, ROW
 from attnc.analyse.hoist import is_plain
-from attnc.backends.triton.rewrites import is_bounded
 from attnc.ir.build import apply, dot, index, literal, read, reduce_keys, size, state
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read, Reduce
 from attnc.ir.traverse import contains, postorder, rebuild, substitute

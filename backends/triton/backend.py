@@ -13,9 +13,9 @@ from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Targe
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
+    from attnc.backends.driver import Program
     from attnc.backends.triton.assembly import Lowered
     from attnc.backends.triton.compiling import Binary, Compiled
-    from attnc.backends.triton.driver import Program
     from attnc.backends.triton.kernel import DeviceKernel
     from attnc.backends.triton.recipe import Recipe
     from attnc.backends.triton.report import Report
@@ -149,15 +149,14 @@ def _ready(
     lowered: Lowered, source: str, binaries: Sequence[Binary], target: Target
 ) -> tuple[Target, Recipe, tuple[Program, ...], Mapping[str, str], Mapping[str, Report]]:
     """The fields of compiled kernels."""
-    from attnc.backends.triton.driver import Program
-    from attnc.backends.triton.kernel import flattened
+    from attnc.backends.driver import Program
 
     launches = lowered.recipe.launches
     ending = "ptx" if target.kind == "cuda" else "amdgcn"
     texts = {"slots.py": source}
     texts |= {f"{one.name}.{ending}": binary.assembly for one, binary in zip(launches, binaries, strict=True)}
     programs = tuple(
-        Program(binary.code, binary.function, binary.shared, binary.threads, flattened(one.arguments), one.resident)
+        Program(binary.code, binary.function, binary.shared, binary.threads, one.resident)
         for one, binary in zip(launches, binaries, strict=True)
     )
     reports = {one.name: binary.report for one, binary in zip(launches, binaries, strict=True)}

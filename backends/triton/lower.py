@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from attnc.analyse.bounded import is_bounded
 from attnc.analyse.invariance import free_maxima
 from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Workload
@@ -17,7 +18,6 @@ from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Recipe, Split
 from attnc.backends.triton.rewrites import (
     dots_of,
-    is_bounded,
     rewritten,
     vanishes,
     widths,

@@ -77,12 +77,14 @@ class Printer:
     """The statements of one slot.
 
     ``known`` holds the texts of nodes that the slot is given. ``spans`` become comments with the spec's lines.
-    ``lanes`` collects the widths (powers of two) of the lane ranges that vectors are reduced over.
+    ``lanes`` collects the widths (powers of two) of the lane ranges that vectors are reduced over. ``by_keys`` says
+    that the slot is about a tile of keys and knows whether it is ``MASKED``.
     """
 
     env: Environment
     known: dict[Node, Text] = field(default_factory=dict)
     spans: Mapping[Node, Span] = field(default_factory=dict)
+    by_keys: bool = False
     taken: set[str] = field(default_factory=set)
     lines: list[str] = field(default_factory=list)
     bindings: dict[str, str] = field(default_factory=dict)
@@ -101,8 +103,9 @@ class Printer:
     def child(self, known: Mapping[Node, Text]) -> Printer:
         """A printer that adds to the same statements, with other values of some nodes."""
         return Printer(
-            self.env, {**self.known, **known}, self.spans, self.taken, self.lines, self.bindings, self.lanes, self.uses
-        )
+            self.env, {**self.known, **known}, self.spans, self.by_keys, self.taken, self.lines, self.bindings,
+            self.lanes, self.uses,
+        )  # fmt: skip
 
     def given(self, name: str, what: str) -> str:
         """``name`` for something that an argument of the slot holds."""
@@ -203,9 +206,8 @@ class Printer:
                 return texts[0]
             case "mul", (Apply(op="sign", args=(x,)), _) if node.kind is Kind.REAL and x.kind is Kind.REAL:
                 return Text(f"lib.with_sign({texts[1].text}, {self.memo[x, None].text})")
-            case "real", (distance,) if (parts := minus_key(distance)) is not None:
-                sign, rest = parts
-                return Text(f"{sign}lib.minus_keys({self.scalar(rest).text}, j, MASKED)", UNARY if sign else ATOM)
+            case "real", (distance,) if self.by_keys and (rest := minus_key(distance)) is not None:
+                return Text(f"lib.minus_keys({self.scalar(rest).text}, j, MASKED)")
         form = REAL_FORMS.get(node.op, FORMS[node.op]) if node.kind is Kind.REAL else FORMS[node.op]
         given = [text.within(power) for text, power in zip(texts, form.operands, strict=True)]
         return Text(form.text.format(*given), form.binding)
@@ -218,7 +220,7 @@ class Printer:
 
     def _power(self, x: Node, by: float) -> str:
         """``x * by``: constant factors and a shift by row go into one multiply-add a pair."""
-        texts = []
+        texts: list[str] = []
         for factor, rest in terms_of(x):
             factor *= by
             if isinstance(rest, Literal):
@@ -381,13 +383,11 @@ def terms_of(x: Node) -> list[tuple[float, Node]]:
     return [(factor * c, a), (-factor * d, b)]
 
 
-def minus_key(x: Node) -> tuple[str, Node] | None:
-    """The sign and the ``rest`` of a difference ``rest - j`` or ``j - rest`` over the pairs."""
+def minus_key(x: Node) -> Node | None:
+    """``rest`` of a difference ``rest - j`` over the pairs."""
     match x:
         case Apply(op="sub", args=(rest, Index(name="j"))) if "i" in rest.axes and "j" not in rest.axes:
-            return "", rest
-        case Apply(op="sub", args=(Index(name="j"), rest)) if "i" in rest.axes and "j" not in rest.axes:
-            return "-", rest
+            return rest
     return None
 
 

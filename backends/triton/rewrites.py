@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from attnc.ir import build
-from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, State, Token
+from attnc.ir.nodes import Apply, Dot, Index, Input, Kind, Literal, Node, State, Token
 from attnc.ir.program import Program
 from attnc.ir.traverse import contains, postorder, rewrite
 from attnc.plan import Pass
 
 _TOKENS = {"q": ("b", "h", "row"), "k": ("b", "g", "j"), "v": ("b", "g", "j")}
 _TOKEN_DIMS = {"q": ("B", "H", "M"), "k": ("B", "G", "N"), "v": ("B", "G", "N")}
-_BOUNDED = frozenset({"sigmoid", "tanh", "erf", "sin", "cos", "sign"})
 
 
 def widths(program: Program) -> tuple[int, int]:
@@ -150,40 +149,18 @@ def _outwards(node: Node) -> Node:
         case Apply(op="sign", args=(a,)) if a.kind is Kind.REAL:
             factor, x = factored(a)
             return _times(math.copysign(1.0, factor), build.apply("sign", x)) if factor else node
-        case Apply(
-            op="add" | "sub" as op,
-            args=(Apply(op="mul", args=(Dot() as dot, Literal(value=by))), Apply(op="mul") as term),
-        ) if by > 0 and any("j" not in x.axes for x in term.args):
-            x, y = term.args if "j" not in term.args[0].axes else reversed(term.args)
-            small = build.apply("mul", x, build.literal(1.0 / by))
+        case Apply(op="add" | "sub" as op, args=(Apply(op="mul", args=(Dot() as dot, Literal(value=by))), term)) if (
+            by > 0
+        ):
+            factor, rest = factored(term)
+            if not isinstance(rest, Apply) or rest.op != "mul" or all("j" in x.axes for x in rest.args):
+                return node
+            x, y = rest.args if "j" not in rest.args[0].axes else rest.args[::-1]
+            op = op if factor > 0 else "sub" if op == "add" else "add"
+            small = _times(abs(factor) / by, x)
             return build.apply("mul", build.apply(op, dot, build.apply("mul", small, y)), build.literal(by))
+        case Apply(op="real", args=(Apply(op="sub", args=(Index(name="j") as j, x)),)) if "j" not in x.axes:
+            return build.apply("neg", build.apply("real", build.apply("sub", x, j)))
         case Apply(op="real", args=(Apply(op="abs", args=(x,)),)):
             return build.apply("abs", build.apply("real", x))
     return node
-
-
-def is_bounded(term: Node, maxima: Mapping[Node, Node]) -> bool:
-    """Whether a term is provably within [-1, 1].
-
-    ``maxima`` maps what stands for the maximum of a row (a state, or a read of one) to what it is the maximum of.
-    """
-
-    def at_least(row: Node, x: Node) -> bool:
-        match row:
-            case Apply(op="max", args=args):
-                return any(at_least(arg, x) for arg in args)
-            case _:
-                return maxima.get(row) is x
-
-    match term:
-        case Literal(value=value):
-            return abs(value) <= 1
-        case Apply(op="exp", args=(Apply(op="sub", args=(x, row)),)):
-            return at_least(row, x)
-        case Apply(op=op) if op in _BOUNDED:
-            return True
-        case Apply(op="mul" | "min" | "max" | "neg" | "abs", args=args):
-            return all(is_bounded(arg, maxima) for arg in args)
-        case Apply(op="where", args=(_, *args)):
-            return all(is_bounded(arg, maxima) for arg in args)
-    return False

@@ -35,7 +35,7 @@ class Functions:
     texts: list[str] = field(default_factory=list)
 
     def printer(self, known: Mapping[Node, Text] | None = None, taken: Sequence[str] = ()) -> Printer:
-        return Printer(self.env, dict(known or {}), self.spans, set(taken))
+        return Printer(self.env, dict(known or {}), self.spans, taken=set(taken))
 
     def add(self, slot: str, arguments: str, printer: Printer, result: str, doc: str) -> None:
         """Write a function from the statements of ``printer``."""
@@ -145,6 +145,7 @@ def add_step(
     """
     names = [statistic.name for statistic in step.statistics]
     printer = functions.printer(taken=[*names, SEEN])
+    printer.by_keys = True
     know_dots(printer, dots)
     know_rows(printer, reads)
     before = {name: printer.given(f"{name}_before", f"state[{at}]") for at, name in enumerate(names)}
