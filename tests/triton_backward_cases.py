@@ -148,7 +148,7 @@ def found(data: Data, d_out: Tensor, target: Target) -> dict[str, Tensor]:
 
 def expected(data: Data, d_out: Tensor) -> dict[str, Tensor]:
     """Autograd through the reference, in float64."""
-    wide = {name: x.cpu().double() if x.is_floating_point() else x.cpu() for name, x in call_of(data).tensors.items()}
+    wide = {name: x.double() if x.is_floating_point() else x for name, x in call_of(data).tensors.items()}
     leaves: dict[str, Any] = {name: x.requires_grad_() for name, x in wide.items() if x.is_floating_point()}
     named = {x.name: wide[x.name] for x in data.program.inputs}
     params = {x.name: wide[x.name] for x in data.program.parameters}
@@ -157,7 +157,7 @@ def expected(data: Data, d_out: Tensor) -> dict[str, Tensor]:
     assert isinstance(out, Tensor)
     if not out.requires_grad:
         return {name: torch.zeros_like(x) for name, x in leaves.items()}
-    made = torch.autograd.grad(out, list(leaves.values()), d_out.cpu().double(), allow_unused=True)
+    made = torch.autograd.grad(out, list(leaves.values()), d_out.double(), allow_unused=True)
     return {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(leaves.items(), made, strict=True)}
 
 
@@ -169,7 +169,7 @@ def compare(data: Data, target: Target) -> None:
     for name, gradient in found(data, d_out, target).items():
         size = max(1.0, float(right[name].abs().max())) if right[name].numel() else 1.0
         torch.testing.assert_close(
-            gradient.cpu().double(), right[name], rtol=tolerance, atol=tolerance * size,
+            gradient.double().to(right[name].device), right[name], rtol=tolerance, atol=tolerance * size,
             msg=lambda text, name=name: f"the gradient of {name}: {text}",
         )  # fmt: skip
 

@@ -25,8 +25,8 @@ class TritonBackend:
     """See :class:`attnc.backends.protocol.Backend`. With ``TRITON_INTERPRET=1`` kernels run on CPU tensors."""
 
     name = "triton"
-    codegen = 3
-    spaces = 4
+    codegen = 4
+    spaces = 5
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
@@ -98,17 +98,18 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 
 
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
+    """A kernel for few rows, where there is one, and one for all others; ``config`` is of either."""
     from attnc.backends.triton.choice import choose
-    from attnc.backends.triton.compiling import compile_with
-    from attnc.backends.triton.few import FewRows
+    from attnc.backends.triton.compiling import compile_few, compile_with
+    from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.space import tile_of
 
-    if not config:
-        return device_kernel(choose(plan, workload, target), target)
-    made = device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
-    if made.recipe.split is None:
-        return made
-    return FewRows(device_kernel(choose(plan, workload, target), target), made)
+    wanted = compile_with(plan, workload, target, tile_of(config)) if config else None
+    splits = wanted is not None and wanted.lowered.recipe.split is not None
+    few = wanted if splits else compile_few(plan, workload, target) if can_split(plan, workload) else None
+    many = wanted if wanted is not None and not splits else choose(plan, workload, target)
+    made = device_kernel(many, target)
+    return made if few is None else FewRows(made, device_kernel(few, target))
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
