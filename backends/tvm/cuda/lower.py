@@ -7,12 +7,11 @@ from typing import Any
 
 from attnc.analyse.bounded import is_bounded
 from attnc.analyse.mask import analyse_mask
-from attnc.backends.protocol import Config, Target, Workload
+from attnc.backends.protocol import Workload
 from attnc.backends.tvm.arguments import Layout
 from attnc.backends.tvm.cuda.device import Tasks, write_function
 from attnc.backends.tvm.cuda.launches import Launch
 from attnc.backends.tvm.cuda.slots import BlockSlots
-from attnc.backends.tvm.cuda.space import shape_of
 from attnc.backends.tvm.emit import Emitter
 from attnc.backends.tvm.lower import map_dtype
 from attnc.backends.tvm.tokens import map_tokens
@@ -20,6 +19,7 @@ from attnc.ir import build
 from attnc.ir.nodes import Node
 from attnc.plan import Pass, Plan, TokenMap
 from attnc.templates.tvm.cuda.block import Block
+from attnc.templates.tvm.cuda.shape import Shape
 from attnc.templates.tvm.cuda.stream import stream
 from attnc.templates.tvm.walk import Sizes
 
@@ -35,7 +35,7 @@ class Lowered:
     layout: Layout
 
 
-def lower_plan_to_kernels(plan: Plan, workload: Workload, target: Target, config: Config) -> Lowered:
+def lower_plan_to_kernels(plan: Plan, workload: Workload, shape: Shape) -> Lowered:
     """All kernels of a plan."""
     plan = replace(plan, passes=plan.passes or (Pass((), ()),))
     program = plan.program
@@ -52,7 +52,6 @@ def lower_plan_to_kernels(plan: Plan, workload: Workload, target: Target, config
         functions[name], _ = write_function(name, TOKEN_THREADS, layout, dtypes, names, body)
         tokens = "M" if token.side == "query" else "N"
         launches.append(Launch(name, TOKEN_THREADS, 0, ((("B", token.per, tokens), TOKEN_THREADS),)))
-    shape = shape_of(plan, workload, target, config)
 
     def passes(emitter: Emitter, block: Block) -> None:
         slots = BlockSlots(plan, analyse_mask(plan.mask), emitter, workload.dtype, workload.lse)

@@ -14,21 +14,27 @@ from attnc.plan import Pass, Plan
 from attnc.templates.tvm.cuda.shape import Shape
 from attnc.templates.tvm.cuda.stream import STAGES
 
-CHOICES = (Choice("warps", (2, 4, 8)), Choice("keys", (16, 32, 64, 128)))
+CHOICES = (Choice("warps", (2, 4, 8)), Choice("groups", (1, 2)), Choice("keys", (16, 32, 64, 128)))
 COMFORTABLE = 112 * 1024
 """Bytes of shared memory of which two blocks find room on a multiprocessor."""
 
 
-def shape_of(plan: Plan, workload: Workload, target: Target, config: Config) -> Shape:
-    """How the tiles of a plan are cut: as ``config`` says, or as large as fits twice, or at all."""
-    if config:
-        return Shape(workload.dtype, int(config["warps"]), int(config["keys"]))
-    shapes = [Shape(workload.dtype, warps, keys) for warps, keys in ((4, 64), (4, 32), (4, 16), (2, 16))]
+def shape_of(workload: Workload, config: Config) -> Shape:
+    """How tiles are cut."""
+    return Shape(workload.dtype, *(int(config[choice.name]) for choice in CHOICES))
+
+
+def defaults_of(plan: Plan, workload: Workload, target: Target) -> list[Config]:
+    """Configs to try where none is given: the first whose kernel spills nothing, or else the last."""
+    cuts = [(4, 1, 64), (4, 1, 32), (4, 1, 16), (2, 1, 16)]
+    if workload.dtype != "f32":
+        cuts = [(4, 2, 64), (4, 2, 32), *cuts]
+    configs: list[Config] = [dict(zip((c.name for c in CHOICES), cut, strict=True)) for cut in cuts]
+    taken = [shared_of(plan, shape_of(workload, config)) for config in configs]
     for most in (COMFORTABLE, MOST_SHARED[target.arch]):
-        for shape in shapes:
-            if shared_of(plan, shape) <= most:
-                return shape
-    return shapes[-1]
+        if fitting := [config for config, bytes in zip(configs, taken, strict=True) if bytes <= most]:
+            return fitting
+    return []
 
 
 def shared_of(plan: Plan, shape: Shape) -> int:
@@ -53,8 +59,7 @@ def space_of(plan: Plan, workload: Workload, target: Target) -> Space:
     """The space of a plan."""
 
     def excluded(config: Config) -> str | None:
-        taken, most = shared_of(plan, shape_of(plan, workload, target, config)), MOST_SHARED[target.arch]
+        taken, most = shared_of(plan, shape_of(workload, config)), MOST_SHARED[target.arch]
         return f"tiles take {taken} bytes of shared memory, there are {most}" if taken > most else None
 
-    shape = shape_of(plan, workload, target, {})
-    return Space(CHOICES, {"warps": shape.warps, "keys": shape.keys}, excluded)
+    return Space(CHOICES, defaults_of(plan, workload, target)[0], excluded)

@@ -100,24 +100,20 @@ def copy(block: Block, tile: Tile, source: Source, first: Value, count: Value, l
         return
     with T.If(source.aligned.expr):
         with T.Then():
-            _by_chunk(block, tile, source.where, first, count, last)
+            _by_chunk(block, tile, source.where, first, count)
         with T.Else():
             _by_element(block, tile, source, first, count, last)
 
 
 def _by_chunk(
-    block: Block,
-    tile: Tile,
-    where: Callable[[Value], tuple[Memory, Value]],
-    first: Value,
-    count: Value,
-    last: Value,
+    block: Block, tile: Tile, where: Callable[[Value], tuple[Memory, Value]], first: Value, count: Value
 ) -> None:
+    """A row that does not exist is named, but none of its bytes are read."""
     step = CHUNK // tile.shape.bytes
     chunks = tile.width // step
     with block.dealt(tile.rows * chunks, unroll=True) as number:
         row, column = (number // chunks).keep(), (number % chunks * step).keep()
-        memory, place = where(minimum(first + row, last).keep())
+        memory, place = where((first + row).keep())
         size = select(row < count, constant(CHUNK, "int32"), 0)
         call("attnc_copy", tile.address(row, column), address(memory, place + column.to("int64")), size)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.cuda.block import Block, Shared, synchronise
-from attnc.templates.tvm.cuda.rows import PAIRS, HeldRows
+from attnc.templates.tvm.cuda.rows import HeldRows
 from attnc.templates.tvm.cuda.shape import Shape
 from attnc.templates.tvm.cuda.slots import BlockSlots, BlockTaskSlots, Elements
 from attnc.templates.tvm.products import index
@@ -20,11 +20,12 @@ def finish(
     pitches = {name: width + 1 for name, width in widths.items()}
     sums = {name: block.take(shape.rows * pitches[name], "float32") for name in widths}
     for name, held in rows.sums.items():
-        with T.unroll(held.count // 4) as at:
-            for u, c in PAIRS:
+        padded = shape.padded(widths[name])
+        with T.unroll(padded // 8) as at:
+            for u, c in rows.pairs:
                 e = (index(at) * 8 + block.place * 2 + c).keep()
                 with T.If((e < widths[name]).expr), T.Then():
-                    sums[name].store(rows.own[u] * pitches[name] + e, held[index(at) * 4 + 2 * u + c])
+                    sums[name].store(rows.own[u] * pitches[name] + e, held[shape.place(index(at), u, c, padded)])
     states, seen = rows.keep_states()
     synchronise()
 

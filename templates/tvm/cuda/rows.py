@@ -1,8 +1,7 @@
 """The rows of a tile as the threads of a block hold them: scores, statistics and sums in registers.
 
-Each thread holds two rows of its warp's 16, ``group`` and ``group + 8``, and a quarter of the columns: of every 8 keys,
-or elements of a sum, ``2 * place`` and the next. Of a plane, number ``4 n + 2 u + c`` belongs to row ``u`` of the two
-and to key ``8 n + 2 * place + c``; of a sum likewise.
+Each thread holds two rows of every 16 of its warp, ``group`` and ``group + 8``, and a quarter of the columns: of every
+8 keys, or elements of a sum, ``2 * place`` and the next. Where what is, :meth:`Shape.place` says.
 """
 
 from __future__ import annotations
@@ -22,8 +21,6 @@ from attnc.templates.tvm.tile import LOWEST
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
 from attnc.templates.tvm.walk import RowSlots, Sizes, Walk
 
-PAIRS = [(u, c) for c in (0, 1) for u in (0, 1)]
-"""The four numbers of a thread for 8 keys: row of its two, and which of two keys."""
 REAL = "float32"
 
 
@@ -35,22 +32,23 @@ class HeldRows:
     ) -> None:
         self.shape, self.slots, self.task, self.sizes, self.block = shape, slots, task, sizes, block
         self.first = first
-        self.own = [(block.warp * GROUP + block.group + 8 * u).keep() for u in (0, 1)]
+        self.pairs = [(u, c) for c in (0, 1) for u in shape.held]
+        start = block.warp * (GROUP * shape.groups) + block.group
+        self.own = [(start + (u // 2 * GROUP + u % 2 * 8)).keep() for u in shape.held]
         self.rows = [minimum(first + own, sizes.M - 1).keep() for own in self.own]
-        zero = constant(0.0, REAL)
+        zero, held = constant(0.0, REAL), len(shape.held)
         maxima = {name for walk in slots.walks for name, _ in walk.maxima}
         names = [name for walk in slots.walks for name, _ in walk.maxima + walk.totals]
         lowest = constant(LOWEST[REAL], REAL)
-        self.state = {name: Local(2, REAL, lowest if name in maxima else zero) for name in names}
-        self.sums = {
-            total.name: Local(shape.padded(total.width) // 2, REAL, zero) for walk in slots.walks for total in walk.sums
-        }
-        self.seen = Local(2, "int32", constant(0, "int32"))
-        self.planes = [Local(shape.keys // 2, REAL) for _ in range(max(walk.planes for walk in slots.walks))]
-        self.scales = [Local(2, REAL) for _ in range(max(walk.shifts for walk in slots.walks))]
+        self.state = {name: Local(held, REAL, lowest if name in maxima else zero) for name in names}
+        totals = [total for walk in slots.walks for total in walk.sums]
+        self.sums = {total.name: Local(shape.padded(total.width) // 4 * held, REAL, zero) for total in totals}
+        self.seen = Local(held, "int32", constant(0, "int32"))
+        self.planes = [Local(shape.keys // 4 * held, REAL) for _ in range(max(walk.planes for walk in slots.walks))]
+        self.scales = [Local(held, REAL) for _ in range(max(walk.shifts for walk in slots.walks))]
 
     def row_slots(self, number: int, *, totals: bool = False) -> list[RowSlots]:
-        """The two rows, with the maxima of a walk (and its totals), and everything of earlier ones."""
+        """The rows, with the maxima of a walk (and its totals), and everything of earlier ones."""
         names = [name for walk in self.slots.walks[:number] for name, _ in walk.maxima + walk.totals]
         walk = self.slots.walks[number]
         names += [name for name, _ in walk.maxima + (walk.totals if totals else ())]
@@ -74,14 +72,14 @@ class HeldRows:
         """Let the maxima grow, and say by how much what is relative to them shrinks."""
         lowest = constant(LOWEST[REAL], REAL)
         rows = self.row_slots(number)
-        best = [Local(2, REAL) for _ in walk.maxima]
+        best = [Local(len(self.rows), REAL) for _ in walk.maxima]
         for m, (name, _) in enumerate(walk.maxima):
-            for u in (0, 1):
+            for u in self.shape.held:
                 best[m][u] = self.state[name][u]
         with self.each_key(j_lo) as (eight, keys):
             scopes = {c: self.task.at_key(number, j) for c, (_, j) in keys.items()}
-            for u, c in PAIRS:
-                place = (eight * 4 + 2 * u + c).keep()
+            for u, c in self.pairs:
+                place = self.shape.place(eight, u, c, self.shape.keys).keep()
                 planes = [self.planes[p][place].keep() for p in range(len(walk.products))]
                 pair = rows[u].pair(scopes[c], planes, kept=False)
                 terms = list(pair.maxima())
@@ -93,10 +91,10 @@ class HeldRows:
                     best[m][u] = maximum(best[m][u], term)
         old = [list(row.shifts()) for row in rows]
         for m, (name, _) in enumerate(walk.maxima):
-            for u in (0, 1):
+            for u in self.shape.held:
                 self.state[name][u] = device_function("attnc_row_max", best[m][u], type=REAL)
         new = [list(row.shifts()) for row in self.row_slots(number)]
-        for u in (0, 1):
+        for u in self.shape.held:
             for k in range(walk.shifts):
                 self.scales[k][u] = exp((old[u][k] - new[u][k]).keep())
 
@@ -105,16 +103,16 @@ class HeldRows:
         zero = constant(0.0, REAL)
         rows = self.row_slots(number)
         for name, shift in walk.totals:
-            for u in (0, 1):
+            for u in self.shape.held:
                 if shift is not None:
                     self.state[name][u] = self.state[name][u] * self.scales[shift][u]
         if not masked:
-            for u in (0, 1):
+            for u in self.shape.held:
                 self.seen[u] = constant(1, "int32")
         with self.each_key(j_lo) as (eight, keys):
             scopes = {c: self.task.at_key(number, j) for c, (_, j) in keys.items()}
-            for u, c in PAIRS:
-                place = (eight * 4 + 2 * u + c).keep()
+            for u, c in self.pairs:
+                place = self.shape.place(eight, u, c, self.shape.keys).keep()
                 pair = rows[u].pair(scopes[c], [p[place].keep() for p in self.planes[: walk.planes]], kept=True)
                 visible = self._visible(pair.visible, keys[c][0], count) if masked else None
                 terms = [*pair.totals(), *pair.weights()]
@@ -129,9 +127,10 @@ class HeldRows:
         for total in walk.sums:
             if total.shift is not None:
                 sums = self.sums[total.name]
-                with T.unroll(sums.count // 4) as at:
-                    for u, c in PAIRS:
-                        place = index(at) * 4 + 2 * u + c
+                padded = self.shape.padded(total.width)
+                with T.unroll(padded // 8) as at:
+                    for u, c in self.pairs:
+                        place = self.shape.place(index(at), u, c, padded)
                         sums[place] = sums[place] * self.scales[total.shift][u]
 
     def _visible(self, mask: Callable[[], Value], n: Value, count: Value) -> Value:
@@ -139,9 +138,9 @@ class HeldRows:
         return (there & mask() if self.slots.masked else there).keep()
 
     def end_walk(self, walk: Walk) -> None:
-        """Totals were added up by four threads each."""
+        """Each total was added up by four threads."""
         for name, _ in walk.totals:
-            for u in (0, 1):
+            for u in self.shape.held:
                 self.state[name][u] = device_function("attnc_row_sum", self.state[name][u], type=REAL)
 
     def look(self, number: int, j_lo: Value, count: Value) -> tuple[Value, Value]:
@@ -150,7 +149,7 @@ class HeldRows:
         rows = [self.task.rows(number, row, {}) for row in self.rows]
         with self.each_key(j_lo) as (_, keys):
             scopes = {c: self.task.at_key(number, j) for c, (_, j) in keys.items()}
-            for u, c in PAIRS:
+            for u, c in self.pairs:
                 visible = self._visible(rows[u].pair(scopes[c], [], kept=False).visible, keys[c][0], count)
                 some[0] = some[0] | visible.to("int32")
                 every[0] = every[0] & visible.to("int32")
@@ -162,7 +161,7 @@ class HeldRows:
         """Statistics, and whether a row saw a key, in shared memory by row."""
         kept = {name: self.block.take(self.shape.rows, REAL) for name in self.state}
         seen = self.block.take(self.shape.rows, "int32")
-        any_of_row = [device_function("attnc_row_any", self.seen[u], type="int32").keep() for u in (0, 1)]
+        any_of_row = [device_function("attnc_row_any", self.seen[u], type="int32").keep() for u in self.shape.held]
         with T.If(self.block.place.equals(0).expr), T.Then():
             for u, own in enumerate(self.own):
                 for name, local in self.state.items():

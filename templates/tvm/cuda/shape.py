@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from attnc.templates.tvm.cuda.block import GROUP, WARP
+from attnc.templates.tvm.values import Value
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,18 +14,29 @@ class Shape:
 
     Attributes:
         element: type of q, k, v in shared memory: ``bf16``, ``f16`` or ``f32``.
-        warps: of a block; each has 16 rows.
+        warps: of a block.
+        groups: of 16 rows that each warp has; what it reads of keys and values it multiplies with all of them.
         keys: of a tile; a multiple of 16.
     """
 
     element: str
     warps: int
+    groups: int
     keys: int
 
     @property
     def rows(self) -> int:
         """Rows of a tile."""
-        return self.warps * GROUP
+        return self.warps * self.groups * GROUP
+
+    @property
+    def held(self) -> range:
+        """The rows that a thread holds a part of, numbered."""
+        return range(2 * self.groups)
+
+    def place(self, eight: Value, u: int, c: int, columns: int) -> Value:
+        """Where a thread has what belongs to its row ``u``, and to column ``c`` of its two of eight of ``columns``."""
+        return eight * 4 + (u // 2 * (columns // 2) + u % 2 * 2 + c)
 
     @property
     def threads(self) -> int:
