@@ -51,7 +51,7 @@ def fingerprint() -> str:
         roots += (spec and spec.submodule_search_locations) or []
     for root in roots:
         for path in sorted(Path(root).rglob("*")):
-            if path.suffix in (".py", ".lark", ".attn"):
+            if path.suffix in (".py", ".lark", ".attn", ".cuh"):
                 state = path.stat()
                 digest.update(f"{path}:{state.st_size}:{state.st_mtime_ns};".encode())
     return digest.hexdigest()

@@ -6,12 +6,25 @@ more than speed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 from attnc.templates.tvm.lanes import library
-from attnc.templates.tvm.processor import features, fma, intrinsic, scale_by_powers
+from attnc.templates.tvm.processor import device_function, features, fma, intrinsic, scale_by_powers
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
+
+
+def own_on_gpus(portable: Callable[[Value], Value]) -> Callable[[Value], Value]:
+    """On a GPU ``attnc_NAME`` of its library takes the place of a function of ``float32``."""
+
+    @functools.wraps(portable)
+    def function(x: Value) -> Value:
+        if "cuda" in features.get() and x.type == "float32":
+            return device_function(f"attnc_{portable.__name__}", x)
+        return portable(x)
+
+    return function
 
 
 def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
@@ -22,6 +35,7 @@ def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
     return result
 
 
+@own_on_gpus
 def exp(x: Value) -> Value:
     """``e**x``, to 1 ulp; results below the smallest normal number are 0 in threads that flush subnormals.
 
@@ -91,11 +105,13 @@ def rsqrt(x: Value) -> Value:
     return 1.0 / sqrt(x)
 
 
+@own_on_gpus
 def sigmoid(x: Value) -> Value:
     """``1 / (1 + e**-x)``, to 2 ulp."""
     return 1.0 / (1.0 + exp(-x))
 
 
+@own_on_gpus
 def tanh(x: Value) -> Value:
     """Hyperbolic tangent, to 2 ulp: Cephes' ``tanhf``."""
     if x.type == "float64":

@@ -14,14 +14,23 @@ from tvm.tirx.script.builder import ir as T
 from attnc.templates.tvm.values import Number, Value, dtype_of
 
 features: ContextVar[frozenset[str]] = ContextVar("features", default=frozenset())
-"""Of the processor that code is being made for, as LLVM names them."""
+"""Of the processor that code is being made for, as LLVM names them; ``cuda`` for GPUs of NVIDIA."""
 
 
 def intrinsic(name: str, *args: Value, type: str | None = None, lanes: int | None = None) -> Value:
     """A call of LLVM's intrinsic ``name`` on values of one length; typed as its first argument unless told."""
+    if "cuda" in features.get():
+        return device_function(name.removeprefix("llvm."), *args, type=type)
     wide = max(arg.lanes for arg in args)
     exprs = [arg.spread(wide).expr for arg in args]
     return raw_intrinsic(name, type or args[0].type, lanes or wide, *exprs)
+
+
+def device_function(name: str, *args: Value, type: str | None = None) -> Value:
+    """A call of a function of CUDA's C++, or of ours, on scalars."""
+    assert all(arg.lanes == 1 for arg in args), "threads of a GPU have scalars"
+    kind = type or args[0].type
+    return Value(T.call_pure_extern(kind, name, *(arg.expr for arg in args)), kind)
 
 
 def raw_intrinsic(name: str, type: str, lanes: int, *exprs: Any) -> Value:
