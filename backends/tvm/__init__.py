@@ -6,16 +6,17 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
 from attnc.backends.tvm.arguments import Layout
 from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
 from attnc.backends.tvm.link import Saved
 from attnc.backends.tvm.machine import describe, flags
-from attnc.backends.tvm.problems import backward_problems_of, problems_of
-from attnc.plan import Plan
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.plan import Plan
 
 __all__ = ["TvmBackend"]
 
@@ -29,6 +30,8 @@ class TvmBackend:
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run on a CPU yet."""
+        from attnc.backends.tvm.problems import problems_of
+
         return problems_of(plan)
 
     def build(self, plan: Plan, workload: Workload, target: Target, config: Config = MappingProxyType({})) -> CpuKernel:
@@ -60,6 +63,8 @@ class TvmBackend:
 
     def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``backward`` cannot run on a CPU yet."""
+        from attnc.backends.tvm.problems import backward_problems_of
+
         return backward_problems_of(backward)
 
     def build_backward(
