@@ -15,7 +15,9 @@ from attnc.templates.tvm.lanes import lanes_of
 from attnc.templates.tvm.processor import features, prefetch, raw_intrinsic
 from attnc.templates.tvm.values import Number, Value, constant, ramp
 
-BYTES = {"int32": 4, "float32": 4, "int64": 8, "float64": 8}
+BYTES = {"int8": 1, "uint16": 2, "float16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
+LINE = 64
+"""Bytes of a line of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +46,10 @@ class Memory:
             halves.append(raw_intrinsic("llvm.x86.avx512.mask.gather.qps.512", "float32", 8, *arguments).expr)
         return Value(tirx.Shuffle(halves, [tirx.const(k, "int32") for k in range(16)]), "float32", 16)
 
-    def prefetch(self, at: Value) -> None:
-        """Ask for the cache line of an element, which may be none of this memory's."""
-        prefetch(T.address_of(self.load(at).expr))
+    def prefetch(self, at: Value, width: int) -> None:
+        """Ask for the cache lines of ``width`` elements, which may be none of this memory's."""
+        for start in range(0, width, LINE // BYTES[self.type]):
+            prefetch(T.address_of(self.load(at + start).expr))
 
     def store(self, at: Number, value: Value, step: int = 1) -> None:
         """Write the lanes of ``value`` from ``at`` on, ``step`` apart."""
