@@ -87,8 +87,6 @@ class ManyRows(Tile):
                 if not self.slots.by_data:
                     self._find_spans(j_lo, count)
                 self.edge = True
-                if self.reads_every_pair:
-                    self._blank(walk, count)
                 self._work(number, walk, j_lo, count, masked=True)
                 self.edge = False
 
@@ -98,6 +96,8 @@ class ManyRows(Tile):
             if walk.maxima:
                 self._grow(number, walk, j_lo, keys, rows, masked=masked)
             self._total(number, walk, j_lo, keys, rows, masked=masked)
+        if self.edge and self.reads_every_pair:
+            self._blank(walk, count)
         self._sums(number, walk, j_lo, count)
 
     def _multiply(self, plane: Memory, queries: Memory, source: Source, width: int, count: Value) -> None:
@@ -123,7 +123,7 @@ class ManyRows(Tile):
             if not self.edge:
                 yield rows, Keys(constant(0, "int32"), count)
                 return
-            keys = Keys(*(self.spans.load(index(at) * 2 + k).keep() for k in range(2)))
+            keys = self._span(index(at))
             with T.If((keys.count > 0).expr), T.Then():
                 yield rows, keys
 
@@ -166,10 +166,13 @@ class ManyRows(Tile):
     @contextmanager
     def _edges(self) -> Iterator[tuple[Value, Rows]]:
         """A loop over the groups of rows that have a span each."""
-        self.edge = True
+        before, self.edge = self.edge, True
         with T.serial(self._count_of_groups().expr) as at:
             yield index(at), self._rows_of(at)
-        self.edge = False
+        self.edge = before
+
+    def _span(self, at: Value) -> Keys:
+        return Keys(self.spans.load(at * 2).keep(), self.spans.load(at * 2 + 1).keep())
 
     def _keep_span(self, at: Value, first: Value, end: Value) -> None:
         self.spans.store(at * 2, first)
@@ -178,9 +181,15 @@ class ManyRows(Tile):
     def _blank(self, walk: Walk, count: Value) -> None:
         """No weight for the pairs that no group of rows looks at."""
         zero = constant(0.0, self.shape.type).spread(self.shape.lanes)
-        for total in walk.sums:
-            with T.serial((count * (self.shape.rows // self.shape.lanes)).expr) as at:
-                self.planes[total.plane].store(index(at) * self.shape.lanes, zero)
+        with self._edges() as (at, rows):
+            span = self._span(at)
+            end = (span.first + span.count).keep()
+            for keys in (Keys(constant(0, "int32"), span.first), Keys(end, count - end)):
+                with keys.each() as n:
+                    for total in walk.sums:
+                        for v in rows.all:
+                            place = self.place(n, rows.first + v * self.shape.lanes)
+                            self.planes[total.plane].store(place, zero)
 
     def _grow(self, number: int, walk: Walk, j_lo: Value, keys: Keys, at: Rows, *, masked: bool) -> None:
         shape = self.shape

@@ -51,6 +51,17 @@ def scale_by_powers(x: Value, n: Value) -> Value:
     return raw_intrinsic("llvm.x86.avx512.mask.scalef.ps.512", "float32", 16, x.expr, n.expr, x.expr, every, as_usual)
 
 
+def quotient(a: Value, b: Value) -> Value:
+    """``a / b`` for finite ``b``, to 1 ulp; with AVX-512 by a reciprocal: a division takes ten times as long."""
+    if "avx512f" not in features.get() or b.lanes != 16:
+        return a / b
+    nothing, every = tirx.const(0.0, "float32"), tirx.const(-1, "int16")
+    zeros = T.Broadcast(nothing, 16)
+    inverse = raw_intrinsic("llvm.x86.avx512.rcp14.ps.512", "float32", 16, b.expr, zeros, every).keep()
+    near = (a * inverse).keep()
+    return fma(fma(b * -1.0, near, a), inverse, near)
+
+
 def flush_subnormals() -> Callable[[], None]:
     """Let this thread take subnormal numbers as 0, until what is returned is called: they cost 100 times as much.
 
