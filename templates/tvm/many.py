@@ -17,6 +17,9 @@ from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
 from attnc.templates.tvm.visible import bounds_of, hull_of
 from attnc.templates.tvm.walk import Sum, Walk
 
+JOINT = 4
+"""Vectors whose numbers are computed side by side: a processor does not look far enough ahead to start the next one."""
+
 
 class ManyRows(Tile):
     """Planes are ``[key, row]``, queries and sums ``[element, row]``.
@@ -93,6 +96,8 @@ class ManyRows(Tile):
     def _work(self, number: int, walk: Walk, j_lo: Value, count: Value, *, masked: bool) -> None:
         self._products(number, walk, j_lo, count)
         with self._groups(count) as (rows, keys):
+            if not masked:
+                rows = rows.joined(JOINT)
             if walk.maxima:
                 self._grow(number, walk, j_lo, keys, rows, masked=masked)
             self._total(number, walk, j_lo, keys, rows, masked=masked)
@@ -132,7 +137,7 @@ class ManyRows(Tile):
         return (self.count + (chunk - 1)) // chunk
 
     def _rows_of(self, at: object) -> Rows:
-        return Rows((index(at) * (self.cut.vectors * self.shape.lanes)).keep(), self.cut.vectors)
+        return self.cut.at(index(at))
 
     def _find_spans(self, j_lo: Value, count: Value) -> None:
         """Of each group of rows, the keys of the tile that it may see, from the ranges in closed form."""
@@ -195,47 +200,47 @@ class ManyRows(Tile):
         shape = self.shape
         lowest = constant(LOWEST[shape.type], shape.type)
         slots = self._row_slots(number, at, self._before(number))
-        best = Registers(len(walk.maxima) * at.vectors, shape.type, shape.lanes)
+        best = Registers(len(walk.maxima) * at.vectors, shape.type, at.lanes)
         for m, (name, _) in enumerate(walk.maxima):
             for v in at.all:
-                best[m * at.vectors + v] = self.state[name].load(at.first + v * shape.lanes, shape.lanes)
+                best[m * at.vectors + v] = self.state[name].load(at.place(v), at.lanes)
         with keys.each() as n:
             here = self.task.at_key(number, (j_lo + n).keep())
             for v in at.all:
-                place = (n * shape.rows + at.first + v * shape.lanes).keep()
-                planes = [self.planes[p].load(place, shape.lanes).keep() for p in range(len(walk.products))]
+                place = (n * shape.rows + at.place(v)).keep()
+                planes = [self.planes[p].load(place, at.lanes).keep() for p in range(len(walk.products))]
                 pair = slots[v].pair(here, planes, kept=False)
                 terms = list(pair.maxima())
                 for m, (_, plane) in enumerate(walk.maxima):
                     if plane >= len(walk.products) or terms[m] is not planes[plane]:
-                        self.planes[plane].store(place, terms[m].spread(shape.lanes))
+                        self.planes[plane].store(place, terms[m].spread(at.lanes))
                     term = select(pair.visible(), terms[m], lowest) if masked else terms[m]
                     best[m * at.vectors + v] = maximum(best[m * at.vectors + v], term)
         old = [list(row.shifts()) for row in slots]
         for m, (name, _) in enumerate(walk.maxima):
             for v in at.all:
-                self.state[name].store(at.first + v * shape.lanes, best[m * at.vectors + v])
+                self.state[name].store(at.place(v), best[m * at.vectors + v])
         new = [list(row.shifts()) for row in self._row_slots(number, at, self._before(number))]
         for v in at.all:
             for k in range(walk.shifts):
-                scale = exp((old[v][k] - new[v][k]).keep()).spread(shape.lanes)
-                self.scales[k].store(at.first + v * shape.lanes, scale)
+                scale = exp((old[v][k] - new[v][k]).keep()).spread(at.lanes)
+                self.scales[k].store(at.place(v), scale)
 
     def _total(self, number: int, walk: Walk, j_lo: Value, keys: Keys, at: Rows, *, masked: bool) -> None:
         shape = self.shape
         zero = constant(0.0, shape.type)
         slots = self._row_slots(number, at, self._before(number))
-        sums = Registers(len(walk.totals) * at.vectors, shape.type, shape.lanes, zero)
-        seen = Registers(at.vectors, "int32", shape.lanes)
+        sums = Registers(len(walk.totals) * at.vectors, shape.type, at.lanes, zero)
+        seen = Registers(at.vectors, "int32", at.lanes)
         for v in at.all:
-            old = self.seen.load(at.first + v * shape.lanes, shape.lanes)
+            old = self.seen.load(at.place(v), at.lanes)
             seen[v] = old if masked else constant(1, "int32")
         with keys.each() as n:
             here = self.task.at_key(number, (j_lo + n).keep())
             for v in at.all:
-                place = (n * shape.rows + at.first + v * shape.lanes).keep()
+                place = (n * shape.rows + at.place(v)).keep()
                 pair = slots[v].pair(
-                    here, [plane.load(place, shape.lanes).keep() for plane in self.planes[: walk.planes]], kept=True
+                    here, [plane.load(place, at.lanes).keep() for plane in self.planes[: walk.planes]], kept=True
                 )
                 visible = pair.visible().keep() if masked else None
                 if visible is not None:
@@ -247,12 +252,12 @@ class ManyRows(Tile):
                 for t in range(len(walk.totals)):
                     sums[t * at.vectors + v] = sums[t * at.vectors + v] + terms[t]
                 for total, term in zip(walk.sums, terms[len(walk.totals) :], strict=True):
-                    self.planes[total.plane].store(place, term.spread(shape.lanes))
+                    self.planes[total.plane].store(place, term.spread(at.lanes))
         for v in at.all:
-            first = (at.first + v * shape.lanes).keep()
+            first = (at.place(v)).keep()
             self.seen.store(first, seen[v])
             for t, (name, shift) in enumerate(walk.totals):
-                old = self.state[name].load(first, shape.lanes)
+                old = self.state[name].load(first, at.lanes)
                 if shift is not None:
-                    old = old * self.scales[shift].load(first, shape.lanes)
+                    old = old * self.scales[shift].load(first, at.lanes)
                 self.state[name].store(first, old + sums[t * at.vectors + v])

@@ -32,19 +32,20 @@ class Memory:
         index = at if isinstance(at, Value) else constant(at, "int32")
         if index.lanes == 1:
             index = ramp(lanes, index, step)
-        elif self.type == "float32" and index.lanes == 16 and "avx512f" in features.get():
+        elif self.type == "float32" and index.lanes % 16 == 0 and "avx512f" in features.get():
             return self._gather(index.to("int64").keep())
         return Value(tirx.BufferLoad(self.buffer, [index.expr]), self.type, index.lanes)
 
     def _gather(self, index: Value) -> Value:
-        """The elements at 16 places, by the processor's instruction; LLVM would load them one by one."""
+        """The elements at so many places, by the processor's instruction; LLVM would load them one by one."""
         halves = []
-        for first in (0, 8):
+        for first in range(0, index.lanes, 8):
             nothing, every = constant(0.0, "float32").spread(8).expr, constant(True, "bool").spread(8).expr
             places, scale = lanes_of(index, range(first, first + 8)).expr, tirx.const(4, "int32")
             arguments = (nothing, self.buffer.data, places, every, scale)
             halves.append(raw_intrinsic("llvm.x86.avx512.mask.gather.qps.512", "float32", 8, *arguments).expr)
-        return Value(tirx.Shuffle(halves, [tirx.const(k, "int32") for k in range(16)]), "float32", 16)
+        every = [tirx.const(k, "int32") for k in range(index.lanes)]
+        return Value(tirx.Shuffle(halves, every), "float32", index.lanes)
 
     def prefetch(self, at: Value, width: int) -> None:
         """Ask for the cache lines of ``width`` elements, which may be none of this memory's."""

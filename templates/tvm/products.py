@@ -56,6 +56,10 @@ class Shape:
         """Rows of a tile."""
         return self.groups * self.vectors * self.lanes
 
+    def at(self, group: Value) -> Rows:
+        """The rows of a group."""
+        return Rows((group * (self.vectors * self.lanes)).keep(), self.vectors, self.lanes)
+
     @property
     def narrow(self) -> Shape:
         """The same tile cut into groups of two vectors; a single one would need a load for each multiply-add."""
@@ -123,14 +127,25 @@ def accumulate(
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The row vectors at work: ``vectors`` of them from row ``first`` of the tile on."""
+    """The rows at work: ``vectors`` times ``lanes`` of them from row ``first`` of the tile on."""
 
     first: Value
     vectors: int
+    lanes: int
 
     @property
     def all(self) -> range:
         return range(self.vectors)
+
+    def place(self, vector: int) -> Value:
+        """The first row of a vector."""
+        return self.first + vector * self.lanes
+
+    def joined(self, count: int) -> Rows:
+        """The same rows as vectors of up to ``count`` times the lanes."""
+        while self.vectors % count:
+            count -= 1
+        return Rows(self.first, self.vectors // count, self.lanes * count)
 
 
 @dataclass(frozen=True, slots=True)

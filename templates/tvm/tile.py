@@ -158,7 +158,8 @@ class Tile(ABC):
                 self._fill(self.queries[number][p], read, product.width)
 
     def _group(self, at: object) -> Rows:
-        return Rows((index(at) * (self.vectors * self.shape.lanes)).keep(), self.vectors)
+        lanes = self.shape.lanes
+        return Rows((index(at) * (self.vectors * lanes)).keep(), self.vectors, lanes)
 
     def _walk(self, number: int, walk: Walk) -> None:
         i_lo, i_hi = self._positions(constant(0, "int32"), self.count)
@@ -215,12 +216,11 @@ class Tile(ABC):
         return any_lane(some[0].differs(0)), every_lane(every[0].differs(0))
 
     def _row_slots(self, number: int, at: Rows, state: dict[str, Memory]) -> list[RowSlots]:
-        shape = self.shape
         result = []
         for v in at.all:
-            first = (at.first + v * shape.lanes).keep()
-            row = minimum(ramp(shape.lanes, (self.row + first).keep()), (self.sizes.M - 1).spread(shape.lanes)).keep()
-            values = {name: memory.load(first, shape.lanes).keep() for name, memory in state.items()}
+            first = at.place(v).keep()
+            row = minimum(ramp(at.lanes, (self.row + first).keep()), (self.sizes.M - 1).spread(at.lanes)).keep()
+            values = {name: memory.load(first, at.lanes).keep() for name, memory in state.items()}
             result.append(self.task.rows(number, row, values))
         return result
 
