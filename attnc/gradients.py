@@ -10,16 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from attnc.analyse.gradient.backward import Backward, Contribution
 from attnc.analyse.scalar import evaluate
 from attnc.ir.nodes import Index, Literal, Node, Read, Slice, Token
 from attnc.signature import size_value
 from attnc.validate import DEFAULT_GROUP
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward, Contribution
 
 Label: TypeAlias = str | int
 """What a dimension runs over: ``b h g row i j``, ``d`` (a width), ``p0 p1 ...`` (of a scatter), or one fixed place."""

@@ -5,20 +5,21 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnc import cache
-from attnc.analyse.gradient.backward import Backward
-from attnc.analyse.hoist import hoist
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
 from attnc.backends.protocol import BackwardKernel, Config, Kernel, Target, Workload
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
-from attnc.plan import Plan
 from attnc.runtime import Sizes, Training, Widths
 from attnc.spec import Spec
 from attnc.targets import backend_for
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +106,7 @@ class JustInTime:
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""
         from attnc import compiler
+        from attnc.analyse.hoist import hoist
 
         try:
             backend = backend_for(target, self._backend)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
@@ -53,6 +52,8 @@ def ranking(records: Sequence[Observation], space: Space | None = None) -> list[
             ratios[name].append(one.relative_to_default)
     if "" not in configs:
         return []
+    import statistics  # takes as long to import as all else that a cached kernel needs of the tuner
+
     return sorted(((configs[name], statistics.median(r)) for name, r in ratios.items()), key=lambda x: x[1])
 
 

@@ -6,21 +6,18 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
 from attnc.backends.tvm.arguments import Layout
-from attnc.backends.tvm.cuda import nvcc
-from attnc.backends.tvm.cuda.kernel import CudaKernel, load_kernel
-from attnc.backends.tvm.cuda.problems import backward_problems_of as no_backward
-from attnc.backends.tvm.cuda.problems import problems_of as cuda_problems_of
 from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
 from attnc.backends.tvm.link import Saved
 from attnc.backends.tvm.machine import describe, flags
-from attnc.backends.tvm.problems import backward_problems_of, problems_of
-from attnc.ir.nodes import Node
-from attnc.plan import Plan
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.ir.nodes import Node
+    from attnc.plan import Plan
 
 __all__ = ["TvmBackend"]
 
@@ -36,8 +33,12 @@ class TvmBackend:
         """What in ``plan`` cannot run yet."""
         match target.kind:
             case "cpu":
+                from attnc.backends.tvm.problems import problems_of
+
                 return problems_of(plan)
             case "cuda":
+                from attnc.backends.tvm.cuda.problems import problems_of as cuda_problems_of
+
                 return cuda_problems_of(plan, workload, target)
             case _:
                 return [_no_kernels(target, plan.output)]
@@ -67,6 +68,8 @@ class TvmBackend:
 
     def rejection(self, kernel: Kernel | BackwardKernel, target: Target) -> str | None:
         """Kernels for GPUs may spill; LLVM reports nothing that would tell."""
+        from attnc.backends.tvm.cuda.kernel import CudaKernel
+
         spilled = [report.spilled for report in kernel.parts.reports.values()] if isinstance(kernel, CudaKernel) else []
         return f"spills {max(spilled)} bytes of registers" if any(spilled) else None
 
@@ -77,6 +80,8 @@ class TvmBackend:
             OSError: the kernel was made for another processor, or its library cannot be loaded.
         """
         if "cuda" in manifest:
+            from attnc.backends.tvm.cuda.kernel import load_kernel
+
             return load_kernel(folder, manifest)
         return CpuKernel(*_loaded(folder, manifest))
 
@@ -84,8 +89,12 @@ class TvmBackend:
         """What in ``backward`` cannot run yet."""
         match target.kind:
             case "cpu":
+                from attnc.backends.tvm.problems import backward_problems_of
+
                 return backward_problems_of(backward)
             case "cuda":
+                from attnc.backends.tvm.cuda.problems import backward_problems_of as no_backward
+
                 return no_backward(backward)
             case _:
                 return [_no_kernels(target, backward.plan.output)]
@@ -104,6 +113,8 @@ class TvmBackend:
 
     def toolchain(self) -> str:
         """Versions of TVM and its FFI, the processor, and which nvcc there is."""
+        from attnc.backends.tvm.cuda import nvcc
+
         made_by = f"apache-tvm {version('apache-tvm')}, tvm-ffi {version('apache-tvm-ffi')}"
         return f"{made_by}, {describe()}, {nvcc.describe()}"
 

@@ -106,8 +106,8 @@ class Stored:
     def load(self, at: Value, lanes: int = 1) -> Value:
         return self.tensor.load(at, self.type, lanes)
 
-    def prefetch(self, at: Value) -> None:
-        self.tensor.memory.prefetch(at)
+    def prefetch(self, at: Value, width: int) -> None:
+        self.tensor.memory.prefetch(at, width)
 
 
 class Emitter:
