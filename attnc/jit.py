@@ -42,15 +42,16 @@ class Checked:
 def recall_spec(spec: Spec) -> Checked:
     """Check a spec, or recall that it was right before. One that imports others is checked every time."""
 
-    def checked() -> Checked:
+    def checked() -> tuple[Program, tuple[Any, ...]]:
         from attnc.compiler import check_spec
 
-        return Checked.of(check_spec(spec))
+        found = Checked.of(check_spec(spec))
+        return found.program, found.meaning
 
     if "import" in spec.source.text:
-        return checked()
+        return Checked(*checked())
     key = cache.key_of(spec.source.name, spec.source.text, spec.name, repr(sorted(spec.constants.items())))
-    return cache.remember(key, checked)
+    return Checked(*cache.remember(key, checked))
 
 
 def build_count() -> int:
