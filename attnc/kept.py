@@ -6,31 +6,40 @@ Expressions stand in the notation of :mod:`attnc.ir.printer`, one line for each 
 
 from __future__ import annotations
 
+import functools
+import importlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from typing import Any
 
-from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk
-from attnc.grammar.source import Source, Span
+from attnc.grammar.source import Source
 from attnc.ir.nodes import Input, Node, Read
 from attnc.ir.printer import declaration, expression, listing, parameter
-from attnc.ir.program import Body, Parameter, Program, Route, Select
+from attnc.ir.program import Parameter, Program
 from attnc.ir.reader import Names, Unreadable
 from attnc.ir.traverse import postorder
-from attnc.plan import Accumulator, Pass, Plan, Statistic, TokenMap
 
-CLASSES: Mapping[str, type[Any]] = {
-    kept.__name__: kept
-    for kept in (
-        *(Program, Body, Route, Select, Span),
-        *(Plan, Pass, Statistic, Accumulator, TokenMap),
-        *(Backward, Walk, Sum, Scatter, Contribution),
-    )
+CLASSES: Mapping[str, str] = {
+    name: module
+    for module, names in {
+        "attnc.grammar.source": "Span",
+        "attnc.ir.program": "Program Body Route Select",
+        "attnc.plan": "Plan Pass Statistic Accumulator TokenMap",
+        "attnc.analyse.gradient.backward": "Backward Walk Sum Scatter Contribution",
+    }.items()
+    for name in names.split()
 }
+"""Where each class is; its module is imported when one is read, so that programs alone take nothing of plans."""
 DEEP = 1_000
 """Levels that an expression has at most once what is shared or nested has a line of its own."""
-_FIELDS = {name: tuple(one.name for one in fields(kept)) for name, kept in CLASSES.items()}
+
+
+@functools.cache
+def _class(name: str) -> tuple[type[Any], tuple[str, ...]]:
+    """A class of :data:`CLASSES`, and its fields."""
+    found: type[Any] = getattr(importlib.import_module(CLASSES[name]), name)
+    return found, tuple(one.name for one in fields(found))
 
 
 def write(value: Any) -> str:
@@ -72,7 +81,7 @@ def write(value: Any) -> str:
                 return {"source": sources[one]}
             case Mapping():
                 return {"map": [[pack(name), pack(part)] for name, part in one.items()]}
-        return {type(one).__name__: [pack(getattr(one, name)) for name in _FIELDS[type(one).__name__]]}
+        return {type(one).__name__: [pack(getattr(one, name)) for name in _class(type(one).__name__)[1]]}
 
     return json.dumps(
         {
@@ -124,7 +133,7 @@ def _read(found: Mapping[str, Any]) -> Any:
                 return sources[inside]
             case "map":
                 return {unpack(name): unpack(part) for name, part in inside}
-        return CLASSES[word](*map(unpack, inside))
+        return _class(word)[0](*map(unpack, inside))
 
     return unpack(found["value"])
 
@@ -139,8 +148,8 @@ def _parts(value: Any) -> Iterator[Any]:
             inside: Iterable[Any] = value
         case Mapping():
             inside = (part for pair in value.items() for part in pair)
-        case _ if type(value).__name__ in CLASSES:
-            inside = (getattr(value, name) for name in _FIELDS[type(value).__name__])
+        case _ if CLASSES.get(type(value).__name__) == type(value).__module__:
+            inside = (getattr(value, name) for name in _class(type(value).__name__)[1])
         case _:
             raise TypeError(f"{type(value).__name__} is not kept on disk")
     for one in inside:
