@@ -152,7 +152,7 @@ def tune(
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes that compile. [one a core]")] = 0,
 ) -> None:
     """Find the fastest configs of a spec on this machine, and keep them for attnc.load."""
-    from attnc.autotune.lookup import user_store
+    from attnc.autotune.places import user_store
     from attnc.autotune.store import Store
     from attnc.cli import tune as tuning
 

@@ -27,6 +27,7 @@ class TritonBackend:
     name = "triton"
     codegen = 3
     spaces = 4
+    families: tuple[str, ...] = ("triton", "hopper")
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
