@@ -20,9 +20,10 @@ from attnc.autotune.places import everything, user_store
 from attnc.autotune.problem import Problem
 from attnc.autotune.record import Observation, name_of
 from attnc.autotune.request import Request
+from attnc.autotune.run import Failed, Progress, Watch
 from attnc.autotune.search import LARGE, Search, feasible
 from attnc.autotune.store import Store
-from attnc.autotune.tuner import Budget, Failed, Progress, Tuner, Watch
+from attnc.autotune.tuner import Budget, Tuner
 from attnc.backends.protocol import Config, Space
 from attnc.errors import TargetError
 

@@ -27,7 +27,7 @@ from attnc.spec import Constants
 from attnc.targets import backend_for, parse_target
 
 if TYPE_CHECKING:
-    from attnc.autotune.tuner import Progress as State
+    from attnc.autotune.run import Progress as State
 
 DEFAULTS = {"B": 1, "H": 8, "N": 1024, "D": 64}
 USUAL = {"cpu": ["f32"], "cuda": ["bf16"], "hip": ["bf16"]}
@@ -108,8 +108,9 @@ def run(
     """
     if importlib.util.find_spec("optuna") is None:
         raise TargetError("`attnc tune` needs the package `optuna`: pip install 'attnc[tune]'", missing=True)
+    from attnc.autotune.run import Failed
     from attnc.autotune.session import budget_of, tune, tuner
-    from attnc.autotune.tuner import Budget, Failed
+    from attnc.autotune.tuner import Budget
 
     try:
         spent = budget_of(budget)
