@@ -26,7 +26,7 @@ class TritonBackend:
 
     name = "triton"
     codegen = 3
-    spaces = 4
+    spaces = 5
     families: tuple[str, ...] = ("triton", "hopper")
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:

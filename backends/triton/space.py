@@ -16,6 +16,7 @@ from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_wi
 from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, SplitConfig, backward_candidates, candidates
 from attnc.backends.triton.few import FewRows, can_split, has_few_rows
 from attnc.backends.triton.hopper.backward_configs import (
+    OUTER_BLOCK,
     WalkConfig,
     fused_candidates,
     fused_refusal,
@@ -67,6 +68,7 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes
             if left_to_portable(subject)
             else {"family": "hopper", **asdict(configs[0])},
             lambda settings: _excluded_of_families(settings, subject, too_large),
+            _settled_forward,
         )
     return _space_of_backward(subject, workload, target)
 
@@ -101,16 +103,33 @@ def _space_of_backward(backward: Backward, workload: Workload, target: Target) -
         choices.append(Choice("fused", (0, 1)))
         default["fused"] = 1
 
-    def excluded(settings: Settings) -> str | None:
+    def settled(settings: Settings) -> Settings:
+        found = dict(settings)
+        for over in walked:
+            outer = "block_m" if over == "keys" else "block_n"
+            match settings.get(f"{over}_family"):
+                case "stream":
+                    found |= {f"{over}_{flag}": 0 for flag in FLAGS}
+                case "hopper":
+                    found |= {f"{over}_{outer}": OUTER_BLOCK, f"{over}_warps": 4}
         if settings.get("fused"):
-            if settings["rows_family"] != "hopper":
-                return "only kernels for Hopper are fused"
-            if any(settings[name] != default[name] for name in settings if name.startswith("keys_")):
-                return "a fused backward has no walk over the keys"
+            if settings["rows_family"] == "hopper":  # one shape, and no walk over the keys
+                decided = [name for name in default if name.startswith("keys_")] + ["rows_block_m", "rows_apart"]
+                found |= {name: default[name] for name in decided}
+            else:  # which only kernels for Hopper do without
+                found["fused"] = 0
+        return found
+
+    def excluded(settings: Settings) -> str | None:
         found = ((over, too_large(settings, over)) for over in walked)
         return next((f"over {over}: {problem}" for over, problem in found if problem), None)
 
-    return Space(tuple(choices), default, excluded)
+    return Space(tuple(choices), default, excluded, settled)
+
+
+def _settled_forward(settings: Settings) -> Settings:
+    """Portable kernels hold one tile of queries; groups of kernels for Hopper have four warps."""
+    return {**settings, **({"warps": 4} if settings["family"] == "hopper" else {"queries": 1})}
 
 
 def _families(names: list[str]) -> tuple[Choice, ...]:
