@@ -43,15 +43,16 @@ class Checked:
 def recall_spec(spec: Spec) -> Checked:
     """Check a spec, or recall that it was right before. One that imports others is checked every time."""
 
-    def checked() -> Checked:
+    def checked() -> tuple[Program, tuple[Any, ...]]:
         from attnc.compiler import check_spec
 
-        return Checked.of(check_spec(spec))
+        found = Checked.of(check_spec(spec))
+        return found.program, found.meaning
 
     if "import" in spec.source.text:
-        return checked()
+        return Checked(*checked())
     key = cache.key_of(spec.source.name, spec.source.text, spec.name, repr(sorted(spec.constants.items())))
-    return cache.remember(key, checked)
+    return Checked(*cache.remember(key, checked))
 
 
 def build_count() -> int:
@@ -91,7 +92,7 @@ class JustInTime:
         """The kernel from the cache, or built and then kept."""
         backend = backend_for(target, self._backend)
         config = self._config("forward", (), widths, workload, target, sizes, self.plan)
-        made = dict(config), asdict(workload), str(target), backend.name, backend.toolchain()
+        made = dict(config), asdict(workload), str(target), backend.name, backend.toolchain(target)
         key = cache.key_of(self._meaning, widths, *made)
 
         def build() -> Kernel:
@@ -193,7 +194,7 @@ class JustInTime:
             asdict(workload),
             str(target),
             backend.name,
-            backend.toolchain(),
+            backend.toolchain(target),
         )
 
     def _derived(self, widths: Widths, lse: bool) -> Backward:

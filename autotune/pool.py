@@ -22,15 +22,20 @@ STARTING = 120.0
 
 
 class Worker:
-    """One process that does one job at a time. Use it from one thread."""
+    """One process that does one job at a time; threads wait for each other."""
 
     def __init__(self, command: Sequence[str] = COMMAND, environment: Mapping[str, str] | None = None) -> None:
         self._command = command
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()
 
     def ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """The answer to a job; ``status`` is ``timeout`` where none came in time, ``crash`` where the process died."""
+        with self._turn:
+            return self._ask(job, timeout)
+
+    def _ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         fresh = self._process is None
         process = self._process or self._start()
         assert process.stdin is not None

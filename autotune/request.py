@@ -61,8 +61,12 @@ def chooser(tune: str) -> Chooser:
             from attnc.autotune.session import tune_now
 
             return tune_now(request)
+        if tune == "compatible":
+            from attnc.autotune.nearby import compatible
+
+            return compatible(request)
         from attnc.autotune import lookup
 
-        return lookup.compatible(request) if tune == "compatible" else lookup.cached(request)
+        return lookup.cached(request)
 
     return choose

@@ -5,15 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from attnc.autotune.record import Observation, Pin, Record, name_of
+from attnc.autotune.record import Conflict, Observation, Pin, Record, name_of
 from attnc.backends.protocol import Config, Space
 
 TIE = 0.01
 """Ratios this near are equal, and the smallest config wins, so that machines and runs agree."""
-
-
-class Conflict(ValueError):
-    """Two pins of one key name different configs."""
 
 
 def winner(records: Iterable[Record], space: Space | None = None) -> Config | None:

@@ -126,6 +126,7 @@ class FakeBackend:
     name = "fake"
     codegen = 1
     spaces = 1
+    families: tuple[str, ...] = ()
 
     def __init__(self) -> None:
         self.built: list[Workload] = []
@@ -170,7 +171,7 @@ class FakeBackend:
         self.loaded += 1
         return FakeBackwardKernel(pickle.loads((folder / manifest["file"]).read_bytes()))
 
-    def toolchain(self) -> str:
+    def toolchain(self, target: Target) -> str:
         return json.dumps({"fake": 1})
 
 

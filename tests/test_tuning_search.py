@@ -19,9 +19,10 @@ from attnc.autotune.key import key_of
 from attnc.autotune.pool import Pool, Worker, exclusively
 from attnc.autotune.problem import Problem
 from attnc.autotune.record import Observation
+from attnc.autotune.run import Failed, Progress
 from attnc.autotune.search import Search, feasible
 from attnc.autotune.store import Store
-from attnc.autotune.tuner import Budget, Failed, Progress, Tuner
+from attnc.autotune.tuner import Budget, Tuner
 from attnc.autotune.winner import winner
 from attnc.backends.protocol import Choice, Space, Target, Workload
 from attnc.grammar.source import Source

@@ -26,7 +26,8 @@ class TritonBackend:
 
     name = "triton"
     codegen = 4
-    spaces = 5
+    spaces = 6
+    families: tuple[str, ...] = ("triton", "hopper")
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
@@ -73,7 +74,7 @@ class TritonBackend:
 
         return load_backward(folder, manifest)
 
-    def toolchain(self) -> str:
+    def toolchain(self, target: Target) -> str:
         return f"triton {importlib.metadata.version('triton')}"
 
 

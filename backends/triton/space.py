@@ -24,6 +24,7 @@ from attnc.backends.triton.configs import (
 )
 from attnc.backends.triton.few import FewRows, can_split, has_few_rows
 from attnc.backends.triton.hopper.backward_configs import (
+    OUTER_BLOCK,
     WalkConfig,
     fused_candidates,
     fused_refusal,
@@ -78,6 +79,7 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes
             choices,
             {name: setting for name, setting in default.items() if name in names},
             (lambda settings: _excluded_of_families(settings, subject, too_large)) if special else too_large,
+            _settled_forward,
         )
     return _space_of_backward(subject, workload, target)
 
@@ -112,16 +114,34 @@ def _space_of_backward(backward: Backward, workload: Workload, target: Target) -
         choices.append(Choice("fused", (0, 1)))
         default["fused"] = 1
 
-    def excluded(settings: Settings) -> str | None:
+    def settled(settings: Settings) -> Settings:
+        found = dict(settings)
+        for over in walked:
+            outer = "block_m" if over == "keys" else "block_n"
+            match settings.get(f"{over}_family"):
+                case "stream":
+                    found |= {f"{over}_{flag}": 0 for flag in FLAGS}
+                case "hopper":
+                    found |= {f"{over}_{outer}": OUTER_BLOCK, f"{over}_warps": 4}
         if settings.get("fused"):
-            if settings["rows_family"] != "hopper":
-                return "only kernels for Hopper are fused"
-            if any(settings[name] != default[name] for name in settings if name.startswith("keys_")):
-                return "a fused backward has no walk over the keys"
+            if settings["rows_family"] == "hopper":  # one shape, and no walk over the keys
+                decided = [name for name in default if name.startswith("keys_")] + ["rows_block_m", "rows_apart"]
+                found |= {name: default[name] for name in decided}
+            else:  # which only kernels for Hopper do without
+                found["fused"] = 0
+        return found
+
+    def excluded(settings: Settings) -> str | None:
         found = ((over, too_large(settings, over)) for over in walked)
         return next((f"over {over}: {problem}" for over, problem in found if problem), None)
 
-    return Space(tuple(choices), default, excluded)
+    return Space(tuple(choices), default, excluded, settled)
+
+
+def _settled_forward(settings: Settings) -> Settings:
+    """Portable kernels hold one tile of queries; groups of kernels for Hopper have four warps."""
+    fixed = {"warps": 4} if settings.get("family") == "hopper" else {"queries": 1}
+    return {**settings, **{name: setting for name, setting in fixed.items() if name in settings}}
 
 
 def _families(names: list[str]) -> tuple[Choice, ...]:

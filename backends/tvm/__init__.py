@@ -28,6 +28,7 @@ class TvmBackend:
     name = "tvm"
     codegen = 1
     spaces = 1
+    families: tuple[str, ...] = ("tvm",)
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run yet."""
@@ -111,12 +112,15 @@ class TvmBackend:
         """A saved backward, as :meth:`load`."""
         return CpuBackwardKernel(*_loaded(folder, manifest), tuple(manifest["scattered"]))
 
-    def toolchain(self) -> str:
-        """Versions of TVM and its FFI, the processor, and which nvcc there is."""
-        from attnc.backends.tvm.cuda import nvcc
+    def toolchain(self, target: Target) -> str:
+        """Versions of TVM and its FFI; the processor that code is for by default, or which nvcc makes it."""
+        if target.kind == "cuda":
+            from attnc.backends.tvm.cuda import nvcc
 
-        made_by = f"apache-tvm {version('apache-tvm')}, tvm-ffi {version('apache-tvm-ffi')}"
-        return f"{made_by}, {describe()}, {nvcc.describe()}"
+            maker = nvcc.describe()
+        else:
+            maker = describe()
+        return f"apache-tvm {version('apache-tvm')}, tvm-ffi {version('apache-tvm-ffi')}, {maker}"
 
 
 def _no_kernels(target: Target, node: Node) -> Unsupported:
