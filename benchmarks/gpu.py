@@ -3,8 +3,8 @@
 Every result is checked first. Times are by device events with a cold L2 cache, medians over interleaved rounds in one
 process: a card changes its clock under load, so only ratios within one row compare. Score functions, normalisations and
 masks are also timed beside our own softmax of the same shape (``softmax``), backwards beside the one whose bits do not
-change from call to call (``ordered``). Writes ``results/gpu.json`` and ``gpu.md`` after each row, ``gpu.png`` at the end.
-``--quick`` uses small sizes and writes nothing.
+change from call to call (``ordered``). Writes ``results/gpu.json`` and ``gpu.md`` after each row, ``gpu.png`` at the
+end. ``--quick`` uses small sizes and writes nothing.
 """
 
 from __future__ import annotations
