@@ -27,5 +27,5 @@ def bucket_of(sizes: Mapping[str, int]) -> Bucket:
     if not sizes:
         return NO_SIZES
     heads = -(-(sizes["B"] * sizes["H"] - 1).bit_length() // 3)
-    rows, keys = (-(-(sizes[name] - 1).bit_length() // 2) for name in "MN")
-    return Bucket(heads, rows, keys, sizes["H"] // max(1, sizes["G"]))
+    rows, keys = -(-(sizes["M"] - 1).bit_length() // 2), -(-(sizes["N"] - 1).bit_length() // 2)
+    return Bucket(heads, rows, keys, sizes["H"] // (sizes["G"] or 1))

@@ -27,10 +27,12 @@ class ManyRows(Tile):
     Where the mask hides some pairs of a tile of keys, an edge, each group of rows works on a span of its keys alone.
 
     Attributes:
+        joint: how many vectors are computed side by side.
         reads_every_pair: weights are read of pairs too that no group of rows looks at.
         edge: code is being made for an edge.
     """
 
+    joint = JOINT
     reads_every_pair = False
     edge = False
 
@@ -97,7 +99,7 @@ class ManyRows(Tile):
         self._products(number, walk, j_lo, count)
         with self._groups(count) as (rows, keys):
             if not masked:
-                rows = rows.joined(JOINT)
+                rows = rows.joined(self.joint)
             if walk.maxima:
                 self._grow(number, walk, j_lo, keys, rows, masked=masked)
             self._total(number, walk, j_lo, keys, rows, masked=masked)

@@ -61,6 +61,8 @@ def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, tasks: Tas
 class _Scattering(ManyRows):
     """The code for one tile of rows."""
 
+    joint = 1
+
     def run_into(self, target: Memory) -> None:
         self.target = target
         self.places = self.take(self.shape.lanes, "int64", "places")
