@@ -80,6 +80,8 @@ def searched(run: Run, search: Search, budget: Budget) -> Iterator[tuple[Config,
     progress = run.progress
     alone = run.problem.target.kind == "cpu"  # compiling beside it would disturb what is timed
     count = run.workers.compilers
+    if budget.trials is not None:  # what is suggested before others are known knows less
+        count = min(count, max(2, budget.trials // 4))
     with ThreadPoolExecutor(count) as threads:
         waiting: list[tuple[Suggestion, Future[dict[str, Any]]]] = []
 

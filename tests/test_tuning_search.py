@@ -273,3 +273,15 @@ for line in sys.stdin:
     worker.close()
     dying = Worker((sys.executable, "-c", "import os; os.abort()"))
     assert dying.ask({}, 20.0) == {"status": "crash", "message": "the process ended with signal SIGABRT"}
+    speaking = Worker((sys.executable, "-c", "raise SystemExit('no such thing')"))
+    assert speaking.ask({}, 20.0)["message"] == "the process ended with code 1: no such thing"
+
+
+def test_a_worker_imports_nothing_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "attnc").mkdir()
+    (tmp_path / "attnc" / "__init__.py").write_text("raise SystemExit('another attnc')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    worker = Worker()
+    assert worker.ask({"no": "job"}, 60.0)["message"] == "the process ended with code 1: KeyError: 'problem'"
+    worker.close()
