@@ -137,7 +137,10 @@ class Kernel(Protocol):
         ...
 
     def save(self, folder: Path) -> Mapping[str, Any]:
-        """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry."""
+        """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry.
+
+        An entry ``missing`` that is not empty says what a kernel lacks to be run, such as its machine code.
+        """
         ...
 
 

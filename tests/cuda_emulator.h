@@ -310,6 +310,14 @@ static T __shfl_xor_sync(unsigned, T x, int mask) {
   });
   return mine.y;
 }
+static int __any_sync(unsigned, int x) {
+  emulated::together(emulated::warp(), emulated::lane(), "any of a warp", x, [](int** all) {
+    int any = 0;
+    for (int n = 0; n < 32; ++n) any |= *all[n] != 0;
+    for (int n = 0; n < 32; ++n) *all[n] = any;
+  });
+  return x;
+}
 static int __syncthreads_or(int x) {
   emulated::together(emulated::block, threadIdx.x, "any", x, [](int** all) {
     int any = 0;

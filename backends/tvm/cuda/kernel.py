@@ -173,13 +173,13 @@ class CudaKernel:
 
 
 def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> CudaKernel:
-    """What :meth:`CudaKernel.save` wrote.
+    """What :meth:`CudaKernel.save` wrote, and machine code that was made of it since.
 
     Raises:
         KeyError, TypeError, ValueError: the manifest is of another format, or damaged.
         OSError: the code is not there.
     """
     parts = Parts.from_json(manifest)
-    if parts.missing:
+    if parts.missing and not (folder / CODE).exists():
         return CudaKernel(parts, b"", (folder / SOURCE).read_text(encoding="utf-8"))
     return CudaKernel(parts, (folder / CODE).read_bytes(), "")

@@ -96,10 +96,8 @@ ATTNC unsigned short attnc_to_f16(float x) { return (unsigned short)attnc_pack_f
 
 // Among the four threads of a row.
 ATTNC float attnc_row_max(float x) {
-  float y = __shfl_xor_sync(~0u, x, 1);
-  x = y > x ? y : x;
-  y = __shfl_xor_sync(~0u, x, 2);
-  return y > x ? y : x;
+  x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+  return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
 }
 ATTNC float attnc_row_sum(float x) {
   x += __shfl_xor_sync(~0u, x, 1);
@@ -110,7 +108,8 @@ ATTNC int attnc_row_any(int x) {
   return x | __shfl_xor_sync(~0u, x, 2);
 }
 
-// Among all threads of a block.
+// Among all threads of a warp, and of a block.
+ATTNC int attnc_warp_any(int x) { return __any_sync(~0u, x); }
 ATTNC int attnc_any(int x) { return __syncthreads_or(x); }
 ATTNC int attnc_every(int x) { return __syncthreads_and(x); }
 

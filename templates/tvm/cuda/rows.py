@@ -18,7 +18,7 @@ from attnc.templates.tvm.functions import exp
 from attnc.templates.tvm.processor import device_function
 from attnc.templates.tvm.products import index
 from attnc.templates.tvm.tile import LOWEST
-from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
+from attnc.templates.tvm.values import Value, constant, minimum, select
 from attnc.templates.tvm.walk import RowSlots, Sizes, Walk
 
 REAL = "float32"
@@ -69,7 +69,7 @@ class HeldRows:
             yield eight, keys
 
     def grow(self, number: int, walk: Walk, j_lo: Value, count: Value, *, masked: bool) -> None:
-        """Let the maxima grow, and say by how much what is relative to them shrinks."""
+        """Let the maxima grow, and what is relative to them shrink by as much."""
         lowest = constant(LOWEST[REAL], REAL)
         rows = self.row_slots(number)
         best = [Local(len(self.rows), REAL) for _ in walk.maxima]
@@ -88,24 +88,40 @@ class HeldRows:
                     if plane >= len(walk.products) or terms[m] is not planes[plane]:
                         self.planes[plane][place] = terms[m]
                     term = terms[m] if visible is None else select(visible, terms[m], lowest)
-                    best[m][u] = maximum(best[m][u], term)
+                    best[m][u] = device_function("fmaxf", best[m][u], term)
         old = [list(row.shifts()) for row in rows]
         for m, (name, _) in enumerate(walk.maxima):
             for u in self.shape.held:
                 self.state[name][u] = device_function("attnc_row_max", best[m][u], type=REAL)
         new = [list(row.shifts()) for row in self.row_slots(number)]
-        for u in self.shape.held:
-            for k in range(walk.shifts):
-                self.scales[k][u] = exp((old[u][k] - new[u][k]).keep())
+        for k in range(walk.shifts):
+            grown = constant(False, "bool")
+            for u in self.shape.held:
+                self.scales[k][u] = scale = exp((old[u][k] - new[u][k]).keep()).keep()
+                grown = grown | scale.differs(1.0)
+            moved = device_function("attnc_warp_any", grown.to("int32")).keep()
+            with T.If(moved.differs(0).expr), T.Then():
+                self._rescale(walk, k)
+
+    def _rescale(self, walk: Walk, shift: int) -> None:
+        """What is relative to a shift, after it grew in a row of the warp."""
+        scales = self.scales[shift]
+        for name, its in walk.totals:
+            if its == shift:
+                for u in self.shape.held:
+                    self.state[name][u] = self.state[name][u] * scales[u]
+        for total in walk.sums:
+            if total.shift == shift:
+                sums, padded = self.sums[total.name], self.shape.padded(total.width)
+                with T.unroll(padded // 8) as at:
+                    for u, c in self.pairs:
+                        place = self.shape.place(index(at), u, c, padded)
+                        sums[place] = sums[place] * scales[u]
 
     def add(self, number: int, walk: Walk, j_lo: Value, count: Value, *, masked: bool) -> None:
         """Add up the totals, and leave the weights of the sums in their planes."""
         zero = constant(0.0, REAL)
         rows = self.row_slots(number)
-        for name, shift in walk.totals:
-            for u in self.shape.held:
-                if shift is not None:
-                    self.state[name][u] = self.state[name][u] * self.scales[shift][u]
         if not masked:
             for u in self.shape.held:
                 self.seen[u] = constant(1, "int32")
@@ -124,14 +140,6 @@ class HeldRows:
                     self.state[name][u] = self.state[name][u] + term
                 for total, term in zip(walk.sums, terms[len(walk.totals) :], strict=True):
                     self.planes[total.plane][place] = term
-        for total in walk.sums:
-            if total.shift is not None:
-                sums = self.sums[total.name]
-                padded = self.shape.padded(total.width)
-                with T.unroll(padded // 8) as at:
-                    for u, c in self.pairs:
-                        place = self.shape.place(index(at), u, c, padded)
-                        sums[place] = sums[place] * self.scales[total.shift][u]
 
     def _visible(self, mask: Callable[[], Value], n: Value, count: Value) -> Value:
         there = n < count
