@@ -9,6 +9,7 @@ from typing import Any
 
 from attnc import cache
 from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.gradient.groups import sum_groups
 from attnc.analyse.hoist import hoist
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
@@ -109,6 +110,8 @@ class JustInTime:
         try:
             backend = backend_for(target, self._backend)
             backward = self._derived(widths, workload.lse).only(names)
+            if backend.sums_groups:
+                backward = sum_groups(backward)
             workload = replace(workload, saved=backward.saved)
             problems = compiler.training_problems(backward, workload, target, backend)
         except TargetError as error:

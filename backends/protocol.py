@@ -172,6 +172,8 @@ class Backend(Protocol):
     """Raised by hand when the same plan and config begin to yield other code than before."""
     spaces: int
     """Raised by hand when the spaces change."""
+    sums_groups: bool
+    """Whether walks of its backwards sum over the query heads of a group: see :mod:`attnc.analyse.gradient.groups`."""
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in the plan that this backend cannot run on ``target``; empty if it can."""

@@ -126,6 +126,7 @@ class FakeBackend:
     name = "fake"
     codegen = 1
     spaces = 1
+    sums_groups = False
 
     def __init__(self) -> None:
         self.built: list[Workload] = []

@@ -25,8 +25,9 @@ class TritonBackend:
     """See :class:`attnc.backends.protocol.Backend`. With ``TRITON_INTERPRET=1`` kernels run on CPU tensors."""
 
     name = "triton"
-    codegen = 3
+    codegen = 4
     spaces = 4
+    sums_groups = True
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
