@@ -235,6 +235,7 @@ class Assembly:
         constants: dict[str, Constant] = {
             **self.walk_constants(over, table, config),
             "GROUPED": grouped,
+            "OUTER_PER_MEMBER": grouped and "h" in table.outers.heads.values(),
             "VALUES": table.values,
             "SUMS": table.sums,
             "STARTS": tuple(starts),

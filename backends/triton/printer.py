@@ -40,6 +40,8 @@ _NAMES = {
     "gt": "greater", "ge": "at_least", "eq": "equal", "ne": "unequal",
 }  # fmt: skip
 
+_UNIT = 1e-12
+"""How near 1 a factor in float64 is 1."""
 _EXACT = {("b", "B"), ("h", "H"), ("g", "G"), ("row", "M"), ("j", "N")}
 """Indices that are within their dimension by how kernels make them."""
 
@@ -216,6 +218,8 @@ class Printer:
         factor, rest = factored(x)
         if isinstance(rest, Literal):
             return number(float(rest.value) * factor * LOG2E)
+        if abs(factor * LOG2E - 1.0) < _UNIT:
+            return self.scalar(rest).within(PRODUCT)
         return f"{self.scalar(rest).within(PRODUCT)} * {number(factor * LOG2E)}"
 
     def _read(self, node: Read, lane: Lane | None) -> Text:

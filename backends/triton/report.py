@@ -33,8 +33,8 @@ class Report:
         spilled: bytes of a thread's registers that did not fit.
         tensor_core: matrix instructions in the assembly, and ``kinds``, their distinct names without types.
         serialised: whether the assembler makes each of them wait for the one before, where it was asked.
-        moved: how many registers each step of a loop of matrix instructions moves to memory and back, where warps give
-            registers to others: those take care of what they hold between loops.
+        moved: how often a step of a loop of matrix instructions moves a register to memory or back, at most; on AMD all
+            bytes that did not fit.
     """
 
     shared: int
@@ -46,10 +46,10 @@ class Report:
     moved: int = 0
 
 
-SPARED = {"hopper": 64, "hopper_backward": 2048}
+SPARED = {"hopper": 64, "hopper_backward": 2048, "stream": 2048}
 """Bytes of spills that kernels of a family may have: numbers that wait for the end of a tile, or of a walk."""
-MOVED = {"hopper_backward": 64}
-"""What they may move in a step. Masks are counted, though few steps need them.
+MOVED = {"hopper": 64, "hopper_backward": 64}
+"""How often they may move one in a step. Masks are counted, though few steps need them.
 
 A fused backward of 64 lanes that spills 272 bytes outran one of half the tile that spills none by a fifth (H200).
 """
@@ -61,7 +61,7 @@ def fault_in(report: Report, family: str, shared: int) -> str | None:
         return f"takes {report.shared} bytes of shared memory, there are {shared}"
     if report.spilled > SPARED.get(family, 0):
         return f"spills {report.spilled} bytes of registers"
-    if report.moved > MOVED.get(family, report.moved):
+    if report.moved > MOVED.get(family, 0):
         return f"moves registers to memory or back {report.moved} times a step"
     if report.serialised:
         return "waits for every matrix product before it begins the next"
@@ -73,9 +73,10 @@ def read_report(code: bytes, assembly: str, shared: int, target: Target) -> Repo
     found = re.findall(_TENSOR_CORE[target.kind], assembly)
     kinds = tuple(sorted({".".join(name.split(".")[:2]) if target.kind == "cuda" else name for name in found}))
     if target.kind == "hip":
-        return Report(shared, *_amd(assembly), len(found), kinds)
+        registers, spilled = _amd(assembly)
+        return Report(shared, registers, spilled, len(found), kinds, moved=spilled)
     registers, spilled, serialised = _nvidia(code, assembly)
-    moved = moves_in_loops(disassemble(code)) if spilled and _GIVES in assembly else 0
+    moved = moves_in_loops(disassemble(code)) if spilled else 0
     return Report(shared, registers, spilled, len(found), kinds, serialised, moved)
 
 

@@ -30,14 +30,11 @@ def moves_in_loops(sass: str) -> int:
     """How often a step of a loop of matrix products moves registers to memory or back, at most: its ``LDL``, ``STL``.
 
     A loop is what lies between a label and a branch back to it; of nested ones the inner counts. Branches within are
-    counted whether they are taken or not.
+    counted whether they are taken or not. Of a kernel without such loops everything counts.
     """
     names = list(_instructions(sass))
-    counts = [
-        sum(name.startswith(_LOCAL) for name, _ in names[first : last + 1])
-        for first, last in _inner_loops(names)
-    ]  # fmt: skip
-    return max(counts, default=0)
+    loops = _inner_loops(names) or [(0, len(names))]
+    return max(sum(name.startswith(_LOCAL) for name, _ in names[first : last + 1]) for first, last in loops)
 
 
 def _instructions(sass: str) -> Iterator[tuple[str, str]]:

@@ -166,10 +166,10 @@ def visit(
 
 @triton.jit
 def visit_all(
-    outer_tile, outers, inners, rows, b, h, g, first, state, sums, lists, env, H, M, N,
+    outer_tile, outer, inners, rows, b, h, g, first, token, state, sums, lists, env, H, M, N,
     OVER_ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER_BLOCK: tl.constexpr, STAGES: tl.constexpr,
-    LISTED: tl.constexpr, LISTS_PER_BATCH: tl.constexpr, LISTS_PER_HEAD: tl.constexpr, OUTER_HEADS: tl.constexpr,
-    INNER_HEADS: tl.constexpr, OUTER_CHUNKS: tl.constexpr, INNER_CHUNKS: tl.constexpr, VALUES: tl.constexpr,
+    LISTED: tl.constexpr, LISTS_PER_BATCH: tl.constexpr, LISTS_PER_HEAD: tl.constexpr,
+    INNER_HEADS: tl.constexpr, INNER_CHUNKS: tl.constexpr, VALUES: tl.constexpr,
     DOTS: tl.constexpr, SUMS: tl.constexpr, PRECISION: tl.constexpr, RANGES: tl.constexpr, VISIBLE: tl.constexpr,
     STEP: tl.constexpr,
 ):  # fmt: skip
@@ -178,9 +178,6 @@ def visit_all(
     inner_count = M if OVER_ROWS else N
     inner_origin = N - M if OVER_ROWS else 0
     outer_origin = 0 if OVER_ROWS else N - M
-    at = tl.minimum(tl.arange(0, BLOCK), outer_count - 1 - first)
-    token = (first + at)[:, None]
-    outer = load_chunks(outers, b, h, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS)
     if LISTED:
         full_list, masked_list, counts = lists
         tiles = tl.cdiv(outer_count, BLOCK)
@@ -236,6 +233,7 @@ def stream(
     M,
     N,
     GROUPED: tl.constexpr,
+    OUTER_PER_MEMBER: tl.constexpr,
     OVER_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     INNER_BLOCK: tl.constexpr,
@@ -288,19 +286,24 @@ def stream(
     sums = ()
     for s in tl.static_range(len(SUMS)):
         sums = sums + (tl.full([BLOCK, INNER_CHUNKS[SUMS[s][0]][3]], 0.0, tl.float32),)
+    outer = load_chunks(outers, b, h, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS)
     if GROUPED:
         for member in range(H // HEADS):
             rows = ROWS(b, h + member, g, row, i, j, env)
+            if OUTER_PER_MEMBER:
+                outer = load_chunks(
+                    outers, b, h + member, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS
+                )  # fmt: skip
             state, sums = visit_all(
-                outer_tile, outers, inners, rows, b, h + member, g, first, state, sums, lists, env, H, M, N,
-                OVER_ROWS, BLOCK, INNER_BLOCK, STAGES, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, OUTER_HEADS,
-                INNER_HEADS, OUTER_CHUNKS, INNER_CHUNKS, VALUES, DOTS, SUMS, PRECISION, RANGES, VISIBLE, STEP,
+                outer_tile, outer, inners, rows, b, h + member, g, first, token, state, sums, lists, env, H, M, N,
+                OVER_ROWS, BLOCK, INNER_BLOCK, STAGES, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, INNER_HEADS,
+                INNER_CHUNKS, VALUES, DOTS, SUMS, PRECISION, RANGES, VISIBLE, STEP,
             )  # fmt: skip
     else:
         state, sums = visit_all(
-            outer_tile, outers, inners, rows, b, h, g, first, state, sums, lists, env, H, M, N, OVER_ROWS, BLOCK,
-            INNER_BLOCK, STAGES, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, OUTER_HEADS, INNER_HEADS, OUTER_CHUNKS,
-            INNER_CHUNKS, VALUES, DOTS, SUMS, PRECISION, RANGES, VISIBLE, STEP,
+            outer_tile, outer, inners, rows, b, h, g, first, token, state, sums, lists, env, H, M, N, OVER_ROWS, BLOCK,
+            INNER_BLOCK, STAGES, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, INNER_HEADS, INNER_CHUNKS, VALUES, DOTS, SUMS,
+            PRECISION, RANGES, VISIBLE, STEP,
         )  # fmt: skip
 
     at = tl.arange(0, BLOCK)
