@@ -107,11 +107,14 @@ class JustInTime:
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""
         from attnc import compiler
+        from attnc.analyse.gradient.groups import sum_groups
         from attnc.analyse.hoist import hoist
 
         try:
             backend = backend_for(target, self._backend)
             backward = self._derived(widths, workload.lse).only(names)
+            if backend.sums_groups:
+                backward = sum_groups(backward)
             workload = replace(workload, saved=backward.saved)
             problems = compiler.training_problems(backward, workload, target, backend)
         except TargetError as error:

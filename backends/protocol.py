@@ -185,6 +185,8 @@ class Backend(Protocol):
     """Raised by hand when the spaces change."""
     families: tuple[str, ...]
     """The folders of ``attnc.templates`` whose code is in its kernels."""
+    sums_groups: bool
+    """Whether walks of its backwards sum over the query heads of a group: see :mod:`attnc.analyse.gradient.groups`."""
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in the plan that this backend cannot run on ``target``; empty if it can."""

@@ -127,6 +127,7 @@ class FakeBackend:
     codegen = 1
     spaces = 1
     families: tuple[str, ...] = ()
+    sums_groups = False
 
     def __init__(self) -> None:
         self.built: list[Workload] = []

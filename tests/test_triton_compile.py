@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import triton_cases
-from sass import disassemble, unwritten_reads
+from sass import unwritten_reads
 from triton_cases import make
 
 from attnc.analyse.lower import lower_program_to_plan
@@ -20,6 +20,7 @@ from attnc.backends.triton.configs import SHARED_MEMORY, candidates
 from attnc.backends.triton.few import FewRows
 from attnc.backends.triton.kernel import DeviceKernel
 from attnc.backends.triton.report import fault_in
+from attnc.backends.triton.sass import disassemble
 from attnc.check import check
 from attnc.grammar.source import Source
 

@@ -13,6 +13,7 @@ from triton_cases import NAMES, TOLERANCES, Case, Data, documents, few, make
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.gradient.derive import derive
+from attnc.analyse.gradient.groups import sum_groups
 from attnc.analyse.hoist import hoist
 from attnc.analyse.lower import stream_program
 from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
@@ -33,9 +34,11 @@ MORE = (
     Case("tapa", "param alpha: real = 0.2 score dot(q[0:16], k[0:16]) * scale "
          "* cos(0.6283 * abs(i - j) ** alpha * dot(q[16:32], k[16:32]))", params=(0.2,), loose=10),
     Case("gain", "input w: real[H, D] query rmsnorm(q) * w[h, :]"),
+    Case("own keys", "input w: real[H, D] mask causal score dot(q, detach(k * w[h, :])) * scale"),
     Case("gated rows", "input gate: real[B, H, M, E] mask causal output o + gate[b, h, row, :]", {"M": 53, "N": 37}),
     Case("empty rows", "mask j < i - 30"),
     Case("key bias", "input u: real[B, G, N] score dot(q, k) * scale + u[b, g, j]"),
+    Case("key bias of all heads", "input u: real[B, N] score dot(q, k) * scale + u[b, j]"),
     Case("row weights", "input a: real[B, H, M] param c: real = 0.3 normalize affine(score, a[b, h, row], c)",
          params=(0.3,)),
     Case("entropy", "output o * rowsum(weight * score)", loose=4),
@@ -53,7 +56,7 @@ def find(name: str) -> Case:
 
 @cache
 def derived(spec: str, D: int, E: int) -> Backward:
-    return derive(stream_program(triton_cases.specialized(spec, D, E), keep_detach=True))
+    return sum_groups(derive(stream_program(triton_cases.specialized(spec, D, E), keep_detach=True)))
 
 
 @cache

@@ -28,6 +28,7 @@ class TritonBackend:
     codegen = 4
     spaces = 6
     families: tuple[str, ...] = ("triton", "hopper")
+    sums_groups = True
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems

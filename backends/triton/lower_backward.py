@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk, read_by
 from attnc.analyse.gradient.derive import AT_ROW, ROW
+from attnc.analyse.gradient.groups import is_grouped
 from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
@@ -243,7 +244,7 @@ class _Lowering:
         names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
-        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers)
+        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, is_grouped(step))
 
     def scatter(self, step: Scatter) -> None:
         self.lists("keys", "pairs")

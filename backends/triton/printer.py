@@ -41,6 +41,8 @@ _NAMES = {
     "gt": "greater", "ge": "at_least", "eq": "equal", "ne": "unequal",
 }  # fmt: skip
 
+_UNIT = 1e-12
+"""How near 1 a factor in float64 is 1."""
 _EXACT = {("b", "B"), ("h", "H"), ("g", "G"), ("row", "M"), ("j", "N")}
 """Indices that are within their dimension by how kernels make them."""
 
@@ -226,9 +228,11 @@ class Printer:
             if isinstance(rest, Literal):
                 factor, text = float(rest.value) * factor, ""
             else:
-                text = f"{self.scalar(rest).within(PRODUCT)} * "
+                text = self.scalar(rest).within(PRODUCT)
             sign = "" if not texts else " - " if factor < 0 else " + "
-            texts.append(f"{sign}{text}{number(abs(factor) if sign else factor)}")
+            size = abs(factor) if sign else factor
+            times = number(size) if not text else "" if abs(size - 1.0) < _UNIT else f" * {number(size)}"
+            texts.append(f"{sign}{text}{times}")
         return "".join(texts)
 
     def _read(self, node: Read, lane: Lane | None) -> Text:

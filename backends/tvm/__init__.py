@@ -29,6 +29,7 @@ class TvmBackend:
     codegen = 1
     spaces = 1
     families: tuple[str, ...] = ("tvm",)
+    sums_groups = False
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run yet."""
