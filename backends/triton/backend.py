@@ -25,7 +25,7 @@ class TritonBackend:
     """See :class:`attnc.backends.protocol.Backend`. With ``TRITON_INTERPRET=1`` kernels run on CPU tensors."""
 
     name = "triton"
-    codegen = 3
+    codegen = 4
     spaces = 4
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
@@ -78,13 +78,14 @@ class TritonBackend:
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_SPLIT
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_SPLIT
     from attnc.backends.triton.configs import Config as Tile
     from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedKernel
     from attnc.backends.triton.lower import lower_plan_to_recipe
     from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.regroup import gatherable
 
     name = plan.program.name
 
@@ -93,6 +94,8 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
         texts = {"slots.py": write_source(name, lowered.functions)}
         return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
 
+    if gatherable(plan) is not None:
+        return made(INTERPRETER_GATHER)
     many = made(INTERPRETER)
     return FewRows(many, made(INTERPRETER_SPLIT)) if can_split(plan, workload) else many
 
@@ -112,13 +115,15 @@ def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) ->
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
-    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedBackward
     from attnc.backends.triton.lower_backward import lower_backward_to_recipe
     from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.regroup import gatherable
 
-    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), INTERPRETER), "f32")
+    config = INTERPRETER if gatherable(backward) is None else INTERPRETER_GATHER
+    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), config), "f32")
     name = backward.plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}
     return InterpretedBackward(lowered.recipe, texts, Interpreter(name, lowered))

@@ -15,6 +15,8 @@ def template(family: str) -> Any:
         from attnc.templates.hopper.backward import walk
 
         return walk
+    from attnc.templates.triton.gathered import gathered, gathered_rows, merge
+    from attnc.templates.triton.regroup import add_blocks, add_chunks, count, place
     from attnc.templates.triton.scatter import scatter, settle
     from attnc.templates.triton.split import combine, split
     from attnc.templates.triton.stream import stream
@@ -22,4 +24,5 @@ def template(family: str) -> Any:
     from attnc.templates.triton.token import token
 
     kernels = (stream, split, combine, tiles, token, scatter, settle)
+    kernels += (count, add_chunks, add_blocks, place, gathered, gathered_rows, merge)
     return {kernel.__name__: kernel for kernel in kernels}[family]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 
@@ -107,6 +107,7 @@ class Launch:
         stages: of its software pipeline.
         registers: of a thread when it starts, where the kernel moves them between warps; 0 for as many as it needs.
         resident: whether one program for each multiprocessor is enough: they take what is to be done from a counter.
+        turned: whether it runs for some heads at a time, in turns with those beside it that are ``turned`` too.
     """
 
     name: str
@@ -121,6 +122,7 @@ class Launch:
     stages: int = 1
     registers: int = 0
     resident: bool = False
+    turned: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +165,43 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Regroup:
+    """How queries are sorted by the blocks in their lists: ``most`` of ``block`` keys each.
+
+    ``tile`` entries are one task; ``keys`` are held by a program that walks over rows; ``chunk`` rows are counted
+    together. Partial results take ``width`` bytes an entry.
+    """
+
+    block: int
+    most: int
+    tile: int
+    keys: int
+    chunk: int
+    width: int
+
+    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Sizes that the launches use in a call of sizes ``B H M N``; those of tasks are bounds."""
+        blocks, entries = -(-sizes["N"] // self.block), sizes["M"] * self.most
+        return {
+            "regroup.blocks": blocks,
+            "regroup.ends": blocks + 1,
+            "regroup.chunks": -(-sizes["M"] // self.chunk),
+            "regroup.entries": entries,
+            "regroup.tasks": entries // self.tile + blocks,
+            "regroup.key_tiles": blocks * -(-self.block // self.keys) if self.keys else 0,
+        }
+
+    def turns(self, sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
+        """Stretches of heads of batch rows whose partial results take at most ``most`` bytes, or one head each."""
+        lines = sizes["B"] * sizes["H"]
+        at_once = max(1, min(lines, most // max(1, self.width * sizes["regroup.entries"])))
+        at_once = -(-lines // -(-lines // at_once))
+        for first in range(0, lines, at_once):
+            count = min(at_once, lines - first)
+            yield {"regroup.first": first, "regroup.lines": count, "regroup.rows": count * sizes["M"]}
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """What the kernels take for granted of a tensor of the call: its last axis is contiguous, and
 
@@ -180,7 +219,8 @@ class Recipe:
 
     ``inputs``, ``parameters`` and ``extents`` name what a call passes, in order; ``layouts`` is by tensor. ``saved``
     are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
-    with the types its kernels write. ``split`` says when the keys of a forward are split.
+    with the types its kernels write. ``split`` says when the keys of a forward are split,
+    ``regroup`` how queries are sorted where their masks are lists.
     """
 
     launches: tuple[Launch, ...]
@@ -192,6 +232,7 @@ class Recipe:
     reads: tuple[str, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
     split: Split | None = None
+    regroup: Regroup | None = None
 
 
 def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value | Box]]:
@@ -215,6 +256,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "reads": list(recipe.reads),
         "results": [list(one) for one in recipe.results],
         "split": recipe.split and [recipe.split.rows, recipe.split.keys, recipe.split.packed],
+        "regroup": recipe.regroup and list(astuple(recipe.regroup)),
         "launches": [_launch_to_json(launch) for launch in recipe.launches],
     }
 
@@ -230,6 +272,7 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
         "reads": None if launch.reads is None else list(launch.reads),
         "warps": launch.warps,
         "resident": launch.resident,
+        "turned": launch.turned,
     }
 
 
@@ -262,6 +305,7 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple(data["reads"]),
         tuple((name, kind) for name, kind in data["results"]),
         None if data["split"] is None else Split(*data["split"]),
+        None if data["regroup"] is None else Regroup(*data["regroup"]),
     )
 
 
@@ -280,4 +324,5 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
         reads=None if data["reads"] is None else tuple(data["reads"]),
         warps=data["warps"],
         resident=data["resident"],
+        turned=data["turned"],
     )
