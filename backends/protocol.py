@@ -98,6 +98,10 @@ class Space:
         return self.excluded(config)
 
 
+class Unsavable(Exception):
+    """A kernel that cannot be saved: it was not compiled."""
+
+
 class Kernel(Protocol):
     """Compiled code for one plan, workload and target."""
 
@@ -208,6 +212,10 @@ class Backend(Protocol):
 
     def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> BackwardKernel:
         """The kernel that :meth:`BackwardKernel.save` wrote, without calling any compiler."""
+        ...
+
+    def regroups(self, plan: Plan) -> bool:
+        """Whether the kernels of a plan, and of its backward, sort queries by the lists of blocks that its mask is."""
         ...
 
     def toolchain(self) -> str:

@@ -170,6 +170,9 @@ class FakeBackend:
         self.loaded += 1
         return FakeBackwardKernel(pickle.loads((folder / manifest["file"]).read_bytes()))
 
+    def regroups(self, plan: Plan) -> bool:
+        return False
+
     def toolchain(self) -> str:
         return json.dumps({"fake": 1})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +32,7 @@ class TritonBackend:
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
 
-        return tuple(find_problems(plan, workload, target))
+        return tuple(find_problems(plan, workload, _compiled_for(target)))
 
     def build(self, plan: Plan, workload: Workload, target: Target, config: Config = MappingProxyType({})) -> Kernel:
         from attnc.backends.triton.interpreter import is_interpreting
@@ -57,7 +58,7 @@ class TritonBackend:
     def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_backward_problems
 
-        return tuple(find_backward_problems(backward, workload, target))
+        return tuple(find_backward_problems(backward, workload, _compiled_for(target)))
 
     def build_backward(
         self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
@@ -73,19 +74,32 @@ class TritonBackend:
 
         return load_backward(folder, manifest)
 
+    def regroups(self, plan: Plan) -> bool:
+        from attnc.backends.triton.regroup import regroupable, scatters
+
+        return regroupable(plan) is not None and not scatters(plan)
+
     def toolchain(self) -> str:
-        return f"triton {importlib.metadata.version('triton')}"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # asking Triton would import it
+        return f"triton {importlib.metadata.version('triton')}" + (" interpreted" if interpreted else "")
+
+
+def _compiled_for(target: Target) -> Target:
+    """The target; in the interpreter, tensors of the CPU are seen by what runs on a GPU."""
+    from attnc.backends.triton.interpreter import is_interpreting
+
+    return Target("cuda", "sm_90") if target.kind == "cpu" and is_interpreting() else target
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_SPLIT
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_REGROUP, INTERPRETER_SPLIT
     from attnc.backends.triton.configs import Config as Tile
     from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedKernel
     from attnc.backends.triton.lower import lower_plan_to_recipe
     from attnc.backends.triton.module import write_source
-    from attnc.backends.triton.regroup import gatherable
+    from attnc.backends.triton.regroup import regroupable
 
     name = plan.program.name
 
@@ -94,8 +108,8 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
         texts = {"slots.py": write_source(name, lowered.functions)}
         return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
 
-    if gatherable(plan) is not None:
-        return made(INTERPRETER_GATHER)
+    if regroupable(plan) is not None:
+        return made(INTERPRETER_REGROUP)
     many = made(INTERPRETER)
     return FewRows(many, made(INTERPRETER_SPLIT)) if can_split(plan, workload) else many
 
@@ -115,14 +129,14 @@ def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) ->
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_REGROUP
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedBackward
     from attnc.backends.triton.lower_backward import lower_backward_to_recipe
     from attnc.backends.triton.module import write_source
-    from attnc.backends.triton.regroup import gatherable
+    from attnc.backends.triton.regroup import regroupable
 
-    config = INTERPRETER if gatherable(backward) is None else INTERPRETER_GATHER
+    config = INTERPRETER if regroupable(backward) is None else INTERPRETER_REGROUP
     lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), config), "f32")
     name = backward.plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}

@@ -217,9 +217,7 @@ def _deliver(call: Call, written: dict[str, Tensor]) -> None:
             tensor.copy_(call.tensors[name])
 
 
-def _launch_all(
-    recipe: Recipe, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists
-) -> None:
+def _launch_all(recipe: Recipe, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists) -> None:
     """Every launch in order; those that are turned for some heads at a time, in memory that the turns share."""
     for turned, group in itertools.groupby(enumerate(recipe.launches), key=lambda one: one[1].turned):
         if not turned:

@@ -12,7 +12,7 @@ from attnc.backends.triton.configs import SHARED_MEMORY
 from attnc.backends.triton.hopper.configs import HopperConfig, hopper_candidates
 from attnc.backends.triton.hopper.walk import Unfit
 from attnc.backends.triton.lower import lower_plan_to_recipe
-from attnc.backends.triton.regroup import gatherable
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.support import find_problems
@@ -29,7 +29,7 @@ def choose(plan: Plan, workload: Workload, target: Target) -> Compiled:
     Raises:
         CompileError: nothing fits.
     """
-    if gatherable(plan) is not None:
+    if regroupable(plan) is not None:
         return replace(compile_plan(plan, workload, target), note="portable kernels for queries sorted by lists")
     found = left_to_portable(plan) or compile_for_hopper(plan, workload, target)
     if isinstance(found, Compiled):

@@ -10,12 +10,12 @@ from typing import Any
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
-from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, gather_candidates
+from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, regroup_candidates
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import ELEMENT_BYTES, Arguments, Box, Launch, Value, leaves
-from attnc.backends.triton.regroup import gatherable
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import Report, read_report
 from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.vectors import split
@@ -59,9 +59,9 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     """
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
-    listed = gatherable(plan)
+    listed = regroupable(plan)
     tried = candidates(target, workload.dtype, width_of(plan))
-    for config in tried if listed is None else gather_candidates(tried, listed.block, 2, True):
+    for config in tried if listed is None else regroup_candidates(tried, listed.block, 2, True):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
             continue

@@ -24,7 +24,7 @@ class SplitConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
-class GatherConfig(Config):
+class RegroupConfig(Config):
     """For masks that are lists: queries are sorted by the blocks in their lists first."""
 
 
@@ -35,7 +35,7 @@ INTERPRETER = Config(32, 32, 1, 1)
 """Small tiles: the interpreter's sizes are small, and several tiles should be visited."""
 
 INTERPRETER_SPLIT = SplitConfig(32, 32, 1, 1)
-INTERPRETER_GATHER = GatherConfig(16, 16, 1, 1)
+INTERPRETER_REGROUP = RegroupConfig(16, 16, 1, 1)
 
 LARGEST_HELD = 128
 """Keys that a program that walks over queries may hold: those of a block."""
@@ -112,19 +112,19 @@ def backward_candidates(target: Target, dtype: str, width: int, over: str) -> It
         yield config
 
 
-def gather_candidates(tried: Iterator[Config], block: int, stages: int, holds: bool) -> Iterator[GatherConfig]:
+def regroup_candidates(tried: Iterator[Config], block: int, stages: int, holds: bool) -> Iterator[RegroupConfig]:
     """The same where keys are of one block: ``holds`` says that a block may be held as a whole, if it is small."""
     whole = max(16, 1 << (block - 1).bit_length())
     first = True
     for config in tried:
         keys = min(config.block_n, whole)
         if first and holds and whole <= LARGEST_HELD:
-            yield GatherConfig(min(config.block_m, 64), whole, 4, stages)
-            yield GatherConfig(min(config.block_m, 64), whole, 4, 1)
+            yield RegroupConfig(min(config.block_m, 64), whole, 4, stages)
+            yield RegroupConfig(min(config.block_m, 64), whole, 4, 1)
         elif first and holds:
-            yield GatherConfig(2 * config.block_m, keys, 2 * config.warps, stages)
+            yield RegroupConfig(2 * config.block_m, keys, 2 * config.warps, stages)
         first = False
-        yield GatherConfig(config.block_m, keys, config.warps, min(config.stages, stages))
+        yield RegroupConfig(config.block_m, keys, config.warps, min(config.stages, stages))
 
 
 def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:

@@ -6,17 +6,17 @@ from dataclasses import dataclass, field
 
 from attnc.analyse.invariance import free_maxima
 from attnc.analyse.mask import analyse_mask
-from attnc.analyse.mask.listed import Listed, listed_of
+from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config, GatherConfig, SplitConfig
+from attnc.backends.triton.configs import Config, RegroupConfig, SplitConfig
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.hopper.walk import Walk, add_walk
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Recipe, Regroup, Split
-from attnc.backends.triton.regroup import add_gathered, add_sorting, bytes_of, regroup_of
+from attnc.backends.triton.regroup import add_regrouped, add_sorting, bytes_of, regroup_of
 from attnc.backends.triton.rewrites import (
     dots_of,
     is_bounded,
@@ -45,7 +45,7 @@ def lower_plan_to_recipe(plan: Plan, workload: Workload, config: Config, precisi
         types[declared.name] = TRITON_TYPES[dtype]
     D, E = widths(program)
     lanes = {"q": D, "k": D, "v": E, "out": static(plan.output.width)}
-    listed = listed_of(plan.mask) if isinstance(config, GatherConfig) else None
+    listed = block_lists_of(plan.mask) if isinstance(config, RegroupConfig) else None
     mask = plan.mask if listed is None else listed.rest
     assembly = Assembly(program, element, precision, analyse_mask(mask), types, lanes)
     return _Lowering(plan, workload, config, assembly, listed).lower()
@@ -66,7 +66,7 @@ class _Lowering:
     workload: Workload
     config: Config
     assembly: Assembly
-    listed: Listed | None = None
+    listed: BlockLists | None = None
     finals: dict[Node, Node] = field(default_factory=dict)
     maxima: dict[Node, Node] = field(default_factory=dict)
     split: Split | None = None
@@ -172,7 +172,7 @@ class _Lowering:
         out_width = static(self.plan.output.width) if final else _width(step)
         out_split = split(out_width) if out_width else []
         ending = functions
-        if isinstance(self.config, SplitConfig | GatherConfig):
+        if isinstance(self.config, SplitConfig | RegroupConfig):
             ending = self.assembly.functions("combine")
             slots.add_group(ending, self.plan.program.group)
             slots.add_rows(ending, reads)
@@ -206,12 +206,12 @@ class _Lowering:
             shifted = add_merge(ending, step, marks, reads)
             part = Part(step, functions, ending, table, starts, outputs, shifted)
             self.split = add_split(self.assembly, f"pass{at}", self.config, part)
-        elif isinstance(self.config, GatherConfig):
-            assert self.listed is not None, "only lists are gathered"
+        elif isinstance(self.config, RegroupConfig):
+            assert self.listed is not None, "only lists are regrouped"
             lanes = [static(one.value.width) for one in step.accumulators]
             shifted = add_merge(ending, step, marks, reads)
             part = Part(step, functions, ending, table, starts, outputs, shifted, lanes, buffers)
-            add_gathered(self.assembly, f"pass{at}", self.config, part, self.listed)
+            add_regrouped(self.assembly, f"pass{at}", self.config, part, self.listed)
             self.regroup = regroup_of(self.listed, self.config.block_m, 0, bytes_of(self.assembly, part))
         else:
             self.assembly.walk(f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field, replace
 from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk, read_by
 from attnc.analyse.gradient.derive import AT_ROW, ROW
 from attnc.analyse.mask import analyse_mask
-from attnc.analyse.mask.listed import Listed, listed_of
+from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.adjoint import Prepared, prepare
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config, GatherConfig
+from attnc.backends.triton.configs import Config, RegroupConfig
 from attnc.backends.triton.hopper.backward import WalkLowering
 from attnc.backends.triton.hopper.backward_configs import WalkConfig
 from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Recipe, Regroup, Value
-from attnc.backends.triton.regroup import add_gathered, add_gathered_rows, add_sorting, bytes_of, regroup_of
+from attnc.backends.triton.regroup import add_regrouped, add_regrouped_rows, add_sorting, bytes_of, regroup_of
 from attnc.backends.triton.rewrites import dots_of, widths
 from attnc.backends.triton.slots import SEEN, Finish, Functions, Over, StepResult
 from attnc.backends.triton.split import Part, add_merge
@@ -47,7 +47,7 @@ def lower_backward_to_recipe(
     for source in backward.reads:
         types[source.name] = element if source.name in ("out", "d_out") else "fp32"
     prepared = prepare(backward)
-    listed = listed_of(prepared.mask) if isinstance(configs["keys"], GatherConfig) else None
+    listed = block_lists_of(prepared.mask) if isinstance(configs["keys"], RegroupConfig) else None
     mask = prepared.mask if listed is None else listed.rest
     assembly = Assembly(program, element, precision, analyse_mask(mask), types, lanes_of(backward))
     return _Lowering(backward, prepared, workload, configs, assembly, listed).lower()
@@ -68,7 +68,7 @@ class _Lowering:
     workload: Workload
     configs: Mapping[str, Config]
     assembly: Assembly
-    lists: Listed | None = None
+    lists: BlockLists | None = None
     listed: set[str] = field(default_factory=set)
     partial: int = 0
     """Bytes of the partial results of an entry."""
@@ -194,14 +194,14 @@ class _Lowering:
         made = slots.add_step(functions, Pass((), ()), True, dots, reads)
         finish = Finish((SEEN,), (), reads, None)
         config = self.configs["keys"]
-        ending = self.assembly.functions("seen_merge") if isinstance(config, GatherConfig) else functions
+        ending = self.assembly.functions("seen_merge") if isinstance(config, RegroupConfig) else functions
         slots.add_finish(ending, finish, None, 0)
         slots.add_finish_rows(ending, finish, (SEEN,), {}, None)
         buffer = self.assembly.buffer(source, "fp32")
         table = Chunks("keys", dots, Pass((), ()), made, ())
         outputs = Outputs((), (), (source.name,))
-        if isinstance(config, GatherConfig):
-            self.gathered("seen", config, Pass((), ()), (functions, ending), table, [LOWEST], outputs, (buffer,))
+        if isinstance(config, RegroupConfig):
+            self.regrouped("seen", config, Pass((), ()), (functions, ending), table, [LOWEST], outputs, (buffer,))
             return
         self.assembly.walk("seen", "keys", config, functions, table, [LOWEST], outputs, (buffer,))
 
@@ -266,23 +266,23 @@ class _Lowering:
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
         ending = functions
-        if isinstance(config, GatherConfig) and over == "keys":
+        if isinstance(config, RegroupConfig) and over == "keys":
             ending = self.assembly.functions(f"{name}_merge")
         slots.add_scaled_finish(ending, factors, [numbers[one.result.name] for one in scalars])
-        if not isinstance(config, GatherConfig):
+        if not isinstance(config, RegroupConfig):
             self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers)
         elif over == "keys":
-            self.gathered(name, config, sums, (functions, ending), table, starts, outputs, buffers)
+            self.regrouped(name, config, sums, (functions, ending), table, starts, outputs, buffers)
         else:
-            assert self.lists is not None, "only lists are gathered"
-            add_gathered_rows(
+            assert self.lists is not None, "only lists are regrouped"
+            add_regrouped_rows(
                 self.assembly, name, config, functions, table, starts, outputs, buffers, self.lists
             )  # fmt: skip
 
-    def gathered(
+    def regrouped(
         self,
         name: str,
-        config: GatherConfig,
+        config: RegroupConfig,
         sums: Pass,
         functions: tuple[Functions, Functions],
         table: Chunks,
@@ -291,14 +291,14 @@ class _Lowering:
         buffers: tuple[Buffer, ...],
     ) -> None:
         """A walk over the keys in lists; the second ``functions`` finish, the first do the rest."""
-        assert self.lists is not None, "only lists are gathered"
+        assert self.lists is not None, "only lists are regrouped"
         walk, ending = functions
         slots.add_group(ending, self.backward.plan.program.group)
         slots.add_rows(ending, ())
         shifted = add_merge(ending, sums, len(starts) > len(sums.statistics), ())
         lanes = [static(one.value.width) for one in sums.accumulators]
         part = Part(sums, walk, ending, table, starts, outputs, shifted, lanes, buffers)
-        add_gathered(self.assembly, name, config, part, self.lists)
+        add_regrouped(self.assembly, name, config, part, self.lists)
         self.partial = max(self.partial, bytes_of(self.assembly, part))
 
     def scatter(self, step: Scatter) -> None:

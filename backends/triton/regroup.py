@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from attnc.analyse.gradient.backward import Backward, Scatter
-from attnc.analyse.mask.listed import Listed, listed_of
+from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import SIZES, Assembly, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import GatherConfig
+from attnc.backends.triton.configs import RegroupConfig
 from attnc.backends.triton.recipe import Arguments, Buffer, Constant, Extent, Launch, Regroup, Value
 from attnc.backends.triton.rewrites import writes_output
 from attnc.backends.triton.slots import Functions
 from attnc.backends.triton.split import COMBINED, Part
 from attnc.backends.triton.vectors import split
+from attnc.ir.nodes import Read
+from attnc.ir.traverse import postorder
 from attnc.plan import Plan
 
 CHUNK = 512
@@ -35,10 +37,10 @@ SMALLEST = 16
 """Keys of a block that make a tile of a product."""
 
 
-def gatherable(subject: Plan | Backward) -> Listed | None:
+def regroupable(subject: Plan | Backward) -> BlockLists | None:
     """The lists that queries can be sorted by; ``None`` where there are none, or partial results cannot be merged."""
     plan = subject.plan if isinstance(subject, Backward) else subject
-    listed = listed_of(plan.mask)
+    listed = block_lists_of(plan.mask)
     if listed is None or listed.block < SMALLEST or listed.most > MOST:
         return None
     if isinstance(subject, Backward):
@@ -47,11 +49,17 @@ def gatherable(subject: Plan | Backward) -> Listed | None:
     return listed if one_pass else None
 
 
+def scatters(plan: Plan) -> bool:
+    """Whether the backward of a plan adds to places that depend on the pair, which is not done by lists."""
+    terms = [one.term for step in plan.passes for one in step.parts]
+    return any(isinstance(node, Read) and {"i", "j"} <= node.axes for node in postorder(*terms))
+
+
 def _int(name: str) -> Value:
     return Value("*i32", "tensor", name, divisible=16)
 
 
-def add_sorting(assembly: Assembly, listed: Listed, tile: int) -> None:
+def add_sorting(assembly: Assembly, listed: BlockLists, tile: int) -> None:
     """Launches that sort the entries of lists by block, in tasks of tiles of ``tile`` entries."""
     tile *= SPAN
     most = listed.most
@@ -125,7 +133,7 @@ def add_sorting(assembly: Assembly, listed: Listed, tile: int) -> None:
     )
 
 
-def regroup_of(listed: Listed, tile: int, keys: int, width: int) -> Regroup:
+def regroup_of(listed: BlockLists, tile: int, keys: int, width: int) -> Regroup:
     """How large things are: ``keys`` are those of a tile of walks over the rows, ``width`` the bytes of an entry."""
     return Regroup(listed.block, listed.most, tile * SPAN, keys, CHUNK, width)
 
@@ -141,7 +149,7 @@ def part_type(assembly: Assembly) -> str:
     return "bf16" if assembly.element == "bf16" else "fp32"
 
 
-def add_gathered(assembly: Assembly, name: str, config: GatherConfig, part: Part, listed: Listed) -> None:
+def add_regrouped(assembly: Assembly, name: str, config: RegroupConfig, part: Part, listed: BlockLists) -> None:
     """A walk over the keys of the blocks in lists, and the merge of what each entry found."""
     table, kind = part.table, part_type(assembly)
     states = tuple(f"{name}.part{at}" for at in range(len(part.starts)))
@@ -164,7 +172,7 @@ def add_gathered(assembly: Assembly, name: str, config: GatherConfig, part: Part
     assembly.add(
         Launch(
             name,
-            "gathered",
+            "regrouped",
             {
                 "outers": assembly.vectors(table.outers),
                 "inners": assembly.vectors(table.inners),
@@ -225,16 +233,16 @@ def add_gathered(assembly: Assembly, name: str, config: GatherConfig, part: Part
     )
 
 
-def add_gathered_rows(
+def add_regrouped_rows(
     assembly: Assembly,
     name: str,
-    config: GatherConfig,
+    config: RegroupConfig,
     functions: Functions,
     table: Chunks,
     starts: Sequence[float],
     outputs: Outputs,
     buffers: tuple[Buffer, ...],
-    listed: Listed,
+    listed: BlockLists,
 ) -> None:
     """A walk over the rows that have a block in their lists, for the keys of each."""
     slots.add_tile_test(functions, "FULL", assembly.visibility.full, "Every pair of the tile is visible.")
@@ -242,7 +250,7 @@ def add_gathered_rows(
     assembly.add(
         Launch(
             name,
-            "gathered_rows",
+            "regrouped_rows",
             {
                 "outers": assembly.vectors(table.outers),
                 "inners": assembly.vectors(table.inners),
@@ -271,7 +279,7 @@ def add_gathered_rows(
 
 
 def _walked(
-    assembly: Assembly, over: slots.Over, table: Chunks, config: GatherConfig, listed: Listed
+    assembly: Assembly, over: slots.Over, table: Chunks, config: RegroupConfig, listed: BlockLists
 ) -> dict[str, Constant]:
     constants = assembly.walk_constants(over, table, config)
     for unused in ("LISTED", "LISTS_PER_BATCH", "LISTS_PER_HEAD"):

@@ -27,7 +27,7 @@ from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
 from attnc.backends.triton.lower_backward import lanes_of as lanes_of_backward
-from attnc.backends.triton.regroup import gatherable
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.slots import Over
 from attnc.plan import Plan
@@ -48,7 +48,7 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes
     Where there are several families the family too, and how many tiles of queries a kernel for Hopper holds. Nothing
     where queries are sorted by lists.
     """
-    if gatherable(subject) is not None:
+    if regroupable(subject) is not None:
         return Space()
     limit = SHARED_MEMORY[target.arch]
     if isinstance(subject, Plan):

@@ -74,6 +74,9 @@ class TvmBackend:
         """A saved backward, as :meth:`load`."""
         return CpuBackwardKernel(*_loaded(folder, manifest), tuple(manifest["scattered"]))
 
+    def regroups(self, plan: Plan) -> bool:
+        return False
+
     def toolchain(self) -> str:
         """Versions of TVM and its FFI, and the processor."""
         return f"apache-tvm {version('apache-tvm')}, tvm-ffi {version('apache-tvm-ffi')}, {describe()}"

@@ -1,7 +1,7 @@
-"""Attention of queries to the blocks of keys in their lists, after ``regroup`` has sorted them.
+"""Attention of queries to the blocks of keys in their lists, after ``entries`` has sorted them.
 
-``gathered`` holds a tile of entries of one block and walks over its keys; each entry gets statistics and accumulators
-of its own, which ``merge`` puts together query by query. ``gathered_rows`` holds keys of a block and walks over the
+``regrouped`` holds a tile of entries of one block and walks over its keys; each entry gets statistics and accumulators
+of its own, which ``merge`` puts together query by query. ``regrouped_rows`` holds keys of a block and walks over the
 rows that have it. Slots are those of ``stream`` and ``combine``, with the mask as it is within a block, and
 
 ``FULL(b, h, g, i_lo, i_hi, j_lo, j_hi, env)``
@@ -17,7 +17,7 @@ from attnc.templates.triton.stream import load_chunk, load_chunks, visit_tokens
 
 
 @triton.jit
-def gathered(
+def regrouped(
     outers,
     inners,
     part_outs,
@@ -270,7 +270,7 @@ def merge(
 
 
 @triton.jit
-def gathered_rows(
+def regrouped_rows(
     outers,
     inners,
     outs,
@@ -351,16 +351,17 @@ def gathered_rows(
         entry = tl.load(order + begin + t * INNER_BLOCK + tl.arange(0, INNER_BLOCK))
         row = entry // MOST
         state, sums = visit_tokens(
-            first * 0, row, row.to(tl.int64), (row >= 0)[None, :], (), outer, inners, rows, b, h, g, token, state, sums, env,
-            M, N, False, True, BLOCK, INNER_BLOCK, INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION, VISIBLE, STEP,
+            first * 0, row, row.to(tl.int64), (row >= 0)[None, :], (), outer, inners, rows, b, h, g, token, state, sums,
+            env, M, N, False, True, BLOCK, INNER_BLOCK, INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION,
+            VISIBLE, STEP,
         )  # fmt: skip
     for s in tl.range(0, plain + count - whole, num_stages=1):
         t = tl.where(s < plain, s, whole + s - plain)
         within = begin + t * INNER_BLOCK + tl.arange(0, INNER_BLOCK)
         row = tl.load(order + tl.minimum(within, end - 1)) // MOST
         state, sums = visit_tokens(
-            first * 0, row, row.to(tl.int64), (within < end)[None, :], (), outer, inners, rows, b, h, g, token, state, sums,
-            env, M, N, True, True, BLOCK, INNER_BLOCK, INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION,
+            first * 0, row, row.to(tl.int64), (within < end)[None, :], (), outer, inners, rows, b, h, g, token, state,
+            sums, env, M, N, True, True, BLOCK, INNER_BLOCK, INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION,
             VISIBLE, STEP,
         )  # fmt: skip
 

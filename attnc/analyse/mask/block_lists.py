@@ -11,7 +11,7 @@ from attnc.ir.nodes import Apply, Index, Input, Literal, Node, Read
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
+class BlockLists:
     """A mask as ``rest`` and: ``j // block`` is one of ``source[b, h, row, 0 .. most - 1]``."""
 
     rest: Node
@@ -20,7 +20,7 @@ class Listed:
     most: int
 
 
-def is_listed(source: Input, block: int) -> Node:
+def in_block_lists(source: Input, block: int) -> Node:
     """That the block of a key is in the list of its query. Numbers that are no block are no block of a key."""
     last = source.dims[-1]
     assert isinstance(last, Literal), "lists have a static length"
@@ -32,7 +32,7 @@ def is_listed(source: Input, block: int) -> Node:
     return found[0]
 
 
-def listed_of(mask: Node) -> Listed | None:
+def block_lists_of(mask: Node) -> BlockLists | None:
     """What is listed in a mask; ``None`` if nothing is, or not by all of one list."""
     parts = conjuncts(mask)
     for at, part in enumerate(parts):
@@ -42,7 +42,7 @@ def listed_of(mask: Node) -> Listed | None:
             for n, other in enumerate(parts[:at] + parts[at + 1 :]):
                 rest = apply("and", rest, other) if n else other
             assert isinstance(source.dims[-1], Literal)
-            return Listed(rest, source, block, int(source.dims[-1].value))
+            return BlockLists(rest, source, block, int(source.dims[-1].value))
     return None
 
 

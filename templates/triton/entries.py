@@ -73,7 +73,7 @@ def add_chunks(counts, before, totals, BLOCKS, CHUNKS, WIDTH: tl.constexpr, DEPT
 
 @triton.jit
 def add_blocks(totals, starts, tiles, BLOCKS, TILE: tl.constexpr, WIDTH: tl.constexpr):
-    """Grid: a program for each line. ``starts`` and ``tiles`` ``[B, H, BLOCKS + 1]``: entries and tiles before a block."""
+    """Grid: a program for each line. ``starts``, ``tiles`` ``[B, H, BLOCKS + 1]``: entries, tiles before a block."""
     line = tl.program_id(0).to(tl.int64)
     entries = line.to(tl.int32) * 0
     made = line.to(tl.int32) * 0
