@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attnc.analyse.gradient.backward import Backward
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
+from attnc.analyse.ranking import Ranking
+from attnc.backends.protocol import BackwardKernel, Config, Kernel, Router, Space, Target, Unsupported, Workload
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
@@ -73,6 +74,21 @@ class TritonBackend:
         from attnc.backends.triton.kernel import load_backward
 
         return load_backward(folder, manifest)
+
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        from attnc.backends.triton.router import find_reasons
+
+        return tuple(find_reasons(ranking, workload, _compiled_for(target)))
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        from attnc.backends.triton.interpreter import is_interpreting
+
+        return _interpreted_router(ranking, workload) if is_interpreting() else _router(ranking, workload, target)
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        from attnc.backends.triton.kernel import load_router
+
+        return load_router(folder, manifest)
 
     def regroups(self, plan: Plan) -> bool:
         from attnc.backends.triton.regroup import regroupable, scatters
@@ -154,6 +170,27 @@ def _compiled_backward(backward: Backward, workload: Workload, target: Target, c
         made = compile_backward(backward, workload, target)
     target, recipe, programs, texts, reports = _ready(made.lowered, made.source, made.binaries, target)
     return DeviceBackward(target, recipe, programs, {**texts, "choice.txt": f"{made.note}\n"}, reports)
+
+
+def _interpreted_router(ranking: Ranking, workload: Workload) -> Router:
+    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.interpreter import Interpreter
+    from attnc.backends.triton.kernel import InterpretedRouter
+    from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.router import lower_ranking_to_recipe
+
+    name = ranking.program.name
+    lowered = lower_ranking_to_recipe(ranking, workload, INTERPRETER, "f32")
+    texts = {"slots.py": write_source(name, lowered.functions)}
+    return InterpretedRouter(lowered.recipe, texts, Interpreter(name, lowered))
+
+
+def _router(ranking: Ranking, workload: Workload, target: Target) -> Router:
+    from attnc.backends.triton.compiling import compile_ranking
+    from attnc.backends.triton.kernel import DeviceRouter
+
+    made = compile_ranking(ranking, workload, target)
+    return DeviceRouter(*_ready(made.lowered, made.source, made.binaries, target))
 
 
 def device_kernel(made: Compiled, target: Target) -> DeviceKernel:

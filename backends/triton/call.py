@@ -174,6 +174,29 @@ def run_backward(
     _deliver(call, written)
 
 
+def run_router(
+    recipe: Recipe,
+    execute: Execute,
+    q: Tensor,
+    k: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[float],
+    extents: Sequence[int],
+    numbers: Tensor,
+    counts: Tensor,
+) -> None:
+    """The same for a recipe that chooses: lists of blocks, ``numbers [B, H, M, most]`` and ``counts [B, H, M]``."""
+    sizes = _sizes(recipe, q, k, extents)
+    if 0 in (sizes["B"], sizes["H"], sizes["M"], sizes["N"]):
+        numbers.fill_(-1)
+        counts.zero_()
+        return
+    sizes["blocks__"] = -(-sizes["N"] // recipe.block)
+    call, given = _call(recipe, q, k, k, inputs, parameters, sizes)
+    call.tensors |= {"chosen.numbers": numbers, "chosen.counts": counts}
+    _launch_all(recipe, call, given, execute, TileLists())
+
+
 def _sizes(recipe: Recipe, q: Tensor, k: Tensor, extents: Sequence[int]) -> dict[str, int]:
     (batch, heads, rows, _), (key_heads, keys) = q.shape, k.shape[1:3]
     sizes = {"B": batch, "H": heads, "G": key_heads, "M": rows, "N": keys}

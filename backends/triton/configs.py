@@ -112,6 +112,18 @@ def backward_candidates(target: Target, dtype: str, width: int, over: str) -> It
         yield config
 
 
+def ranking_candidates(dtype: str) -> Iterator[Config]:
+    """The same for what chooses: queries, and blocks of a tile."""
+    if dtype != "f32":
+        yield Config(128, 64, 8, 3)
+        yield Config(128, 64, 8, 2)
+        yield Config(128, 32, 8, 2)
+    yield Config(64, 64, 4, 2)
+    yield Config(64, 32, 8, 1)
+    yield Config(32, 32, 4, 1)
+    yield Config(16, 16, 4, 1)
+
+
 def regroup_candidates(tried: Iterator[Config], block: int, stages: int, holds: bool) -> Iterator[RegroupConfig]:
     """The same where keys are of one block: ``holds`` says that a block may be held as a whole, if it is small."""
     whole = max(16, 1 << (block - 1).bit_length())

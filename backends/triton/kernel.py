@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc.backends.protocol import Target, Unsavable
-from attnc.backends.triton.call import Execute, TileLists, run, run_backward
+from attnc.backends.triton.call import Execute, TileLists, run, run_backward, run_router
 from attnc.backends.triton.driver import Driver, DriverError, Program
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
@@ -67,6 +67,23 @@ class InterpretedBackward(_Interpreted):
         results: Sequence[Tensor],
     ) -> None:
         run_backward(self.recipe, self.execute, self.lists, q, k, v, inputs, parameters, extents, reads, results)
+
+
+@dataclass(slots=True)
+class InterpretedRouter(_Interpreted):
+    """What chooses."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        run_router(self.recipe, self.execute, q, k, inputs, parameters, extents, numbers, counts)
 
 
 @dataclass(slots=True)
@@ -154,6 +171,30 @@ class DeviceBackward(_OnDevice):
         execute = self.execute_on(q.device)
         with torch.cuda.device(q.device):
             run_backward(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, reads, results)
+
+
+@dataclass(slots=True)
+class DeviceRouter(_OnDevice):
+    """What chooses, compiled."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        execute = self.execute_on(q.device)
+        with torch.cuda.device(q.device):
+            run_router(self.recipe, execute, q, k, inputs, parameters, extents, numbers, counts)
+
+
+def load_router(folder: Path, manifest: Mapping[str, Any]) -> DeviceRouter:
+    """What :meth:`DeviceRouter.save` wrote; see :func:`_load`."""
+    return DeviceRouter(*_load(folder, manifest))
 
 
 def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:

@@ -220,7 +220,8 @@ class Recipe:
     ``inputs``, ``parameters`` and ``extents`` name what a call passes, in order; ``layouts`` is by tensor. ``saved``
     are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
     with the types its kernels write. ``split`` says when the keys of a forward are split,
-    ``regroup`` how queries are sorted where their masks are lists.
+    ``regroup`` how queries are sorted where their masks are lists; ``block`` are the keys of a block where blocks are
+    chosen, 0 elsewhere.
     """
 
     launches: tuple[Launch, ...]
@@ -233,6 +234,7 @@ class Recipe:
     results: tuple[tuple[str, str], ...] = ()
     split: Split | None = None
     regroup: Regroup | None = None
+    block: int = 0
 
 
 def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value | Box]]:
@@ -257,6 +259,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "results": [list(one) for one in recipe.results],
         "split": recipe.split and [recipe.split.rows, recipe.split.keys, recipe.split.packed],
         "regroup": recipe.regroup and list(astuple(recipe.regroup)),
+        "block": recipe.block,
         "launches": [_launch_to_json(launch) for launch in recipe.launches],
     }
 
@@ -306,6 +309,7 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple((name, kind) for name, kind in data["results"]),
         None if data["split"] is None else Split(*data["split"]),
         None if data["regroup"] is None else Regroup(*data["regroup"]),
+        data["block"],
     )
 
 
