@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 from attnc import cache
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Target, Workload
+from attnc.backends.protocol import Backend, BackwardKernel, Config, Kernel, Target, Workload
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
 from attnc.runtime import Sizes, Training, Widths
 from attnc.spec import Spec
-from attnc.targets import backend_for
+from attnc.targets import backend_for, target_of_device
 
 if TYPE_CHECKING:
     from attnc.analyse.gradient.backward import Backward
@@ -79,6 +79,14 @@ class JustInTime:
     def of_part(self, program: Program) -> JustInTime:
         """The kernels of a part of the program, chosen alike."""
         return JustInTime(Checked.of(program), self._backend, self._choose, self._tag)
+
+    def backend_on(self, device: str) -> Backend:
+        """What runs on a type of device.
+
+        Raises:
+            TargetError: nothing does.
+        """
+        return backend_for(target_of_device(device), self._backend)
 
     def plan(self, widths: Widths) -> Plan:
         """The plan for these head widths."""

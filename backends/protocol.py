@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.ranking import Ranking
     from attnc.ir.nodes import Node
     from attnc.plan import Plan
 
@@ -106,6 +107,10 @@ class Space:
         return self.excluded(config)
 
 
+class Unsavable(Exception):
+    """A kernel that cannot be saved: it was not compiled."""
+
+
 class Kernel(Protocol):
     """Compiled code for one plan, workload and target."""
 
@@ -175,6 +180,35 @@ class BackwardKernel(Protocol):
         ...
 
 
+class Router(Protocol):
+    """Compiled code for one ranking, workload and target."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        """Write what each query chooses: ``numbers [B, H, M, most]`` (int32, -1 after the last), ``counts [B, H, M]``.
+
+        Tensors and sizes as in :meth:`Kernel.run`.
+        """
+        ...
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Readable by-products by file name."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """As :meth:`Kernel.save`; :meth:`Backend.load_router` reads it."""
+        ...
+
+
 class Backend(Protocol):
     """Turns plans into kernels."""
 
@@ -223,6 +257,22 @@ class Backend(Protocol):
 
     def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> BackwardKernel:
         """The kernel that :meth:`BackwardKernel.save` wrote, without calling any compiler."""
+        ...
+
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        """Everything in a ranking that this backend cannot do on ``target``; empty if it can choose."""
+        ...
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        """Compile what chooses."""
+        ...
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        """The kernel that :meth:`Router.save` wrote, without calling any compiler."""
+        ...
+
+    def regroups(self, plan: Plan) -> bool:
+        """Whether the kernels of a plan, and of its backward, sort queries by the lists of blocks that its mask is."""
         ...
 
     def toolchain(self, target: Target) -> str:

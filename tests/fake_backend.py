@@ -18,7 +18,8 @@ from torch import Tensor
 from attnc import library, targets
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.lower import stream_program
-from attnc.backends.protocol import Choice, Config, Space, Target, Unsupported, Workload
+from attnc.analyse.ranking import Ranking
+from attnc.backends.protocol import Choice, Config, Router, Space, Target, Unsupported, Workload
 from attnc.ir.nodes import Apply
 from attnc.ir.program import Program
 from attnc.ir.traverse import postorder
@@ -171,6 +172,18 @@ class FakeBackend:
     def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> FakeBackwardKernel:
         self.loaded += 1
         return FakeBackwardKernel(pickle.loads((folder / manifest["file"]).read_bytes()))
+
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        return ("kernels choose on GPUs alone",)
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        raise NotImplementedError("what has problems is not built")
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        raise NotImplementedError("what is not built is not loaded")
+
+    def regroups(self, plan: Plan) -> bool:
+        return False
 
     def toolchain(self, target: Target) -> str:
         return json.dumps({"fake": 1})

@@ -18,17 +18,19 @@ from attnc.ir.lse import log_denominator
 from attnc.ir.nodes import Kind
 from attnc.ir.program import Program
 from attnc.reference.evaluate import merge
-from attnc.routing.choose import Choice, choose, visible_pairs
+from attnc.routing.choice import Choice
+from attnc.routing.choose import CAUSAL, choose, visible_pairs
 from attnc.routing.dense import Call, Choosers, Dense
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
-from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
+from attnc.routing.lower import LISTS, TOKENS, Part, combines, parts_of, vanishes
 from attnc.routing.pools import window_count
-from attnc.routing.regroup import Regrouped
+from attnc.routing.regroup import Regrouped, saves
 from attnc.signature import Signature, size_value
 from attnc.validate import check_call, split
 
 if TYPE_CHECKING:
+    from attnc.backends.protocol import Backend
     from attnc.op import Op
 
 STRETCH = 1 << 26
@@ -36,17 +38,20 @@ STRETCH = 1 << 26
 
 
 class Composite:
-    """The steps of one program. ``make`` turns the plain program of a part into an operator.
+    """The steps of one program. ``make`` turns the plain program of a part into an operator; ``backend`` says what runs
+    on a type of device.
 
     Raises:
         NotLowerable: a part has no plain program.
     """
 
-    def __init__(self, program: Program, make: Callable[[Program], Op]) -> None:
+    def __init__(self, program: Program, make: Callable[[Program], Op], backend: Callable[[str], Backend]) -> None:
         self.program = program
+        self._backend = backend
         self.signature = Signature.of(program)
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
         self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
+        self.listed = {part.name: make(part.listed) for part, _ in self.parts if part.listed is not None}
         self.regroups: bool | None = None
         """Whether to regroup queries by what they chose; ``None``: where it pays."""
 
@@ -126,15 +131,21 @@ class Composite:
         call = self.call(q, k, v, values, check_call(self.program, self.signature, q, k, v, values))
         return {part.name: (call, self.choices(part, call)) for part, _ in self.parts}
 
-    def choices(self, part: Part, call: Call) -> list[Choice]:
-        """What the routes of a part chose."""
-        return choose(call, part.body.mask, part.body.routes)
+    def choices(self, part: Part, call: Call, most: int | None = None) -> list[Choice]:
+        """What the routes of a part chose, as words, or as lists of at most ``most``."""
+        return choose(call, part.body.mask, part.body.routes, most)
 
     def _attend(
         self, part: Part, op: Op, call: Call, tokens: Sequence[Tensor], given: Mapping[str, Any], lse: bool
     ) -> Any:
         """One attention, by its operator."""
         q, k, v = tokens
+        if (listed := self._listed(part, call)) is not None:
+            most = size_value(listed.program.inputs[-1].dims[-1], call.sizes)
+            numbers = self.choices(part, call, most)[0].lists(most).numbers
+            numbers = numbers.expand(call.sizes["B"], call.sizes["H"], -1, -1)
+            rest = {name: given[name] for name in listed.arguments if name != LISTS}
+            return listed(q, k, v, return_lse=lse, **{LISTS: numbers}, **rest)
         choices = self.choices(part, call)
         regrouped = self.regrouped[part.name]
         if regrouped is not None and not lse and q.numel() and k.numel() and self._pays(regrouped, choices[0], call):
@@ -153,6 +164,18 @@ class Composite:
             arguments[TOKENS] = call.sizes["N"]
         arguments |= {name: given[name] for name in op.arguments if name not in arguments}
         return op(q, k, v, return_lse=lse, **arguments)
+
+    def _listed(self, part: Part, call: Call) -> Op | None:
+        """The operator that sorts queries by lists of blocks, where there is one and it pays."""
+        listed = self.listed.get(part.name)
+        if listed is None or self.regroups is False:
+            return None
+        if not self._backend(call.device.type).regroups(listed.plan(call.sizes["D"], call.sizes["E"])):
+            return None
+        (route,) = part.body.routes
+        block, most = (size_value(x, call.sizes) for x in (route.keys_block, listed.program.inputs[-1].dims[-1]))
+        pays = self.regroups or saves(call.sizes["N"], block, most, part.body.mask is CAUSAL)
+        return listed if pays else None
 
     def _pays(self, regrouped: Regrouped, choice: Choice, call: Call) -> bool:
         return regrouped.pays(choice, call) if self.regroups is None else self.regroups

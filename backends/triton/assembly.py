@@ -97,14 +97,15 @@ class Assembly:
         per: str,
         seen: Node | None,
         buffers: tuple[Buffer, ...] = (),
+        tokens: str = "",
     ) -> None:
-        """``out`` at every token of a side; 0 where ``seen`` is given and false."""
+        """``out`` at every token of a side; 0 where ``seen`` is given and false. ``tokens`` counts them if not M, N."""
         functions = self.functions(name)
         width = self.widths.get(out, 0)
         padded = 1 << (width - 1).bit_length() if width else 1
         slots.add_group(functions, self.program.group)
         lanes = slots.add_value(functions, token_read(expression), seen, padded)
-        tokens = "M" if side == "query" else "N"
+        tokens = tokens or ("M" if side == "query" else "N")
         block = max(1, min(BLOCK_TOKENS if width or lanes else BLOCK_NUMBERS, 8192 // max(padded, *lanes, 1)))
         if not width:
             self.layouts.setdefault(out, Layout(4))

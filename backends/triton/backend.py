@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attnc.analyse.gradient.backward import Backward
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
+from attnc.analyse.ranking import Ranking
+from attnc.backends.protocol import BackwardKernel, Config, Kernel, Router, Space, Target, Unsupported, Workload
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
@@ -33,7 +35,7 @@ class TritonBackend:
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
 
-        return tuple(find_problems(plan, workload, target))
+        return tuple(find_problems(plan, workload, _compiled_for(target)))
 
     def build(self, plan: Plan, workload: Workload, target: Target, config: Config = MappingProxyType({})) -> Kernel:
         from attnc.backends.triton.interpreter import is_interpreting
@@ -59,7 +61,7 @@ class TritonBackend:
     def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_backward_problems
 
-        return tuple(find_backward_problems(backward, workload, target))
+        return tuple(find_backward_problems(backward, workload, _compiled_for(target)))
 
     def build_backward(
         self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
@@ -75,18 +77,47 @@ class TritonBackend:
 
         return load_backward(folder, manifest)
 
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        from attnc.backends.triton.router import find_reasons
+
+        return tuple(find_reasons(ranking, workload, _compiled_for(target)))
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        from attnc.backends.triton.interpreter import is_interpreting
+
+        return _interpreted_router(ranking, workload) if is_interpreting() else _router(ranking, workload, target)
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        from attnc.backends.triton.kernel import load_router
+
+        return load_router(folder, manifest)
+
+    def regroups(self, plan: Plan) -> bool:
+        from attnc.backends.triton.regroup import regroupable, scatters
+
+        return regroupable(plan) is not None and not scatters(plan)
+
     def toolchain(self, target: Target) -> str:
-        return f"triton {importlib.metadata.version('triton')}"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # asking Triton would import it
+        return f"triton {importlib.metadata.version('triton')}" + (" interpreted" if interpreted else "")
+
+
+def _compiled_for(target: Target) -> Target:
+    """The target; in the interpreter, tensors of the CPU are seen by what runs on a GPU."""
+    from attnc.backends.triton.interpreter import is_interpreting
+
+    return Target("cuda", "sm_90") if target.kind == "cpu" and is_interpreting() else target
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_SPLIT
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_REGROUP, INTERPRETER_SPLIT
     from attnc.backends.triton.configs import Config as Tile
     from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedKernel
     from attnc.backends.triton.lower import lower_plan_to_recipe
     from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.regroup import regroupable
 
     name = plan.program.name
 
@@ -95,6 +126,8 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
         texts = {"slots.py": write_source(name, lowered.functions)}
         return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
 
+    if regroupable(plan) is not None:
+        return made(INTERPRETER_REGROUP)
     many = made(INTERPRETER)
     return FewRows(many, made(INTERPRETER_SPLIT)) if can_split(plan, workload) else many
 
@@ -115,13 +148,15 @@ def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) ->
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
-    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_REGROUP
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedBackward
     from attnc.backends.triton.lower_backward import lower_backward_to_recipe
     from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.regroup import regroupable
 
-    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), INTERPRETER), "f32")
+    config = INTERPRETER if regroupable(backward) is None else INTERPRETER_REGROUP
+    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), config), "f32")
     name = backward.plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}
     return InterpretedBackward(lowered.recipe, texts, Interpreter(name, lowered))
@@ -138,6 +173,27 @@ def _compiled_backward(backward: Backward, workload: Workload, target: Target, c
         made = compile_backward(backward, workload, target)
     target, recipe, programs, texts, reports = _ready(made.lowered, made.source, made.binaries, target)
     return DeviceBackward(target, recipe, programs, {**texts, "choice.txt": f"{made.note}\n"}, reports)
+
+
+def _interpreted_router(ranking: Ranking, workload: Workload) -> Router:
+    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.interpreter import Interpreter
+    from attnc.backends.triton.kernel import InterpretedRouter
+    from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.router import lower_ranking_to_recipe
+
+    name = ranking.program.name
+    lowered = lower_ranking_to_recipe(ranking, workload, INTERPRETER, "f32")
+    texts = {"slots.py": write_source(name, lowered.functions)}
+    return InterpretedRouter(lowered.recipe, texts, Interpreter(name, lowered))
+
+
+def _router(ranking: Ranking, workload: Workload, target: Target) -> Router:
+    from attnc.backends.triton.compiling import compile_ranking
+    from attnc.backends.triton.kernel import DeviceRouter
+
+    made = compile_ranking(ranking, workload, target)
+    return DeviceRouter(*_ready(made.lowered, made.source, made.binaries, target))
 
 
 def device_kernel(made: Compiled, target: Target) -> DeviceKernel:

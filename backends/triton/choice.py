@@ -12,6 +12,7 @@ from attnc.backends.triton.configs import SHARED_MEMORY
 from attnc.backends.triton.hopper.configs import HopperConfig, hopper_candidates
 from attnc.backends.triton.hopper.walk import Unfit
 from attnc.backends.triton.lower import lower_plan_to_recipe
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.support import find_problems
@@ -28,6 +29,8 @@ def choose(plan: Plan, workload: Workload, target: Target) -> Compiled:
     Raises:
         CompileError: nothing fits.
     """
+    if regroupable(plan) is not None:
+        return replace(compile_plan(plan, workload, target), note="portable kernels for queries sorted by lists")
     found = compile_for_hopper(plan, workload, target)
     if isinstance(found, Compiled):
         return found

@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
-from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, split_candidates
+from attnc.backends.triton.configs import (
+    SHARED_MEMORY,
+    Config,
+    candidates,
+    ranking_candidates,
+    regroup_candidates,
+    split_candidates,
+)
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import ELEMENT_BYTES, Arguments, Box, Launch, Value, leaves
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import Report, read_report
 from attnc.backends.triton.rewrites import widths
+from attnc.backends.triton.router import lower_ranking_to_recipe
 from attnc.backends.triton.vectors import split
 from attnc.plan import Plan
 
@@ -58,7 +68,9 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     """
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
-    for config in candidates(target, workload.dtype, width_of(plan)):
+    listed = regroupable(plan)
+    tried = candidates(target, workload.dtype, width_of(plan))
+    for config in tried if listed is None else regroup_candidates(tried, listed.block, 2, True):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
             continue
@@ -93,6 +105,31 @@ def compile_with(plan: Plan, workload: Workload, target: Target, config: Config)
     module = import_source(plan.program.name, source)
     binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
     return Compiled(lowered, source, binaries, config)
+
+
+def compile_ranking(ranking: Ranking, workload: Workload, target: Target) -> Compiled:
+    """The same for what chooses.
+
+    Raises:
+        CompileError: nothing fits.
+    """
+    name = ranking.program.name
+    least: Compiled | None = None
+    for config in ranking_candidates(workload.dtype):
+        lowered = lower_ranking_to_recipe(ranking, workload, config, precision(target))
+        source = write_source(name, lowered.functions)
+        module = import_source(name, source)
+        binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
+        made = Compiled(lowered, source, binaries, config)
+        if any(binary.shared > SHARED_MEMORY[target.arch] for binary in binaries):
+            continue
+        if not _spills(made):
+            return made
+        if least is None or _spills(made) < _spills(least):
+            least = made
+    if least is None:
+        raise CompileError(f"no tile of the choice of `{name}` fits the shared memory of {target}")
+    return least
 
 
 def precision(target: Target) -> str:

@@ -11,7 +11,7 @@ from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.compiling import Binary, CompileError, compile_launch, precision
-from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates
+from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, regroup_candidates
 from attnc.backends.triton.hopper.backward_configs import (
     FAMILY,
     WalkConfig,
@@ -25,6 +25,7 @@ from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.lower_backward import lanes_of, lower_backward_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import Launch
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.slots import Over
 from attnc.backends.triton.vectors import split
@@ -66,9 +67,21 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
         CompileError: none fits.
     """
     width = backward_width(backward)
-    tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS}
+    tried: dict[Over, list[Config]] = {
+        over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS
+    }
+    listed = regroupable(backward)
+    if listed is not None:
+        tried = {
+            "keys": list(regroup_candidates(iter(tried["keys"]), listed.block, 1, True)),
+            "rows": list(regroup_candidates(iter(tried["rows"]), listed.block, 2, False)),
+        }
     configs: Configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
     refusals: dict[str, str] = {}
+    if listed is not None:
+        for over in OVERS:
+            configs[over] = _choose(backward, workload, target, configs, over, tried[over])
+        return compile_with(backward, workload, target, configs)
     if workload.unordered:
         try:
             configs["rows"] = _choose_fused(backward, workload, target, configs)
@@ -185,4 +198,6 @@ def _choose(
 
 def _walks(launch: Launch, over: Over) -> bool:
     """Whether a launch has the tiles of a traversal."""
-    return launch.family in ("stream", FAMILY) and launch.constants["OVER_ROWS"] == (over == "rows")
+    return launch.family in ("stream", "regrouped", "regrouped_rows", FAMILY) and launch.constants["OVER_ROWS"] == (
+        over == "rows"
+    )

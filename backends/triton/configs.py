@@ -23,6 +23,11 @@ class SplitConfig(Config):
     """For calls with few rows: the keys are walked in parts, side by side."""
 
 
+@dataclass(frozen=True, slots=True)
+class RegroupConfig(Config):
+    """For masks that are lists: queries are sorted by the blocks in their lists first."""
+
+
 SHARED_MEMORY = {"sm_80": 165_888, "sm_90": 231_424, "sm_100": 231_424, "gfx942": 65_536}
 """Bytes of shared memory that one program may have; NVIDIA's limit less the KiB that the system keeps."""
 
@@ -30,6 +35,10 @@ INTERPRETER = Config(32, 32, 1, 1)
 """Small tiles: the interpreter's sizes are small, and several tiles should be visited."""
 
 INTERPRETER_SPLIT = SplitConfig(32, 32, 1, 1)
+INTERPRETER_REGROUP = RegroupConfig(16, 16, 1, 1)
+
+LARGEST_HELD = 128
+"""Keys that a program that walks over queries may hold: those of a block."""
 
 _16BIT: dict[str, tuple[tuple[int, Config], ...]] = {
     "sm_80": ((64, Config(128, 64, 4, 3)), (128, Config(128, 64, 8, 3)), (256, Config(64, 64, 8, 2))),
@@ -107,6 +116,33 @@ def backward_candidates(target: Target, dtype: str, width: int, over: str) -> It
         else:
             return
         yield config
+
+
+def ranking_candidates(dtype: str) -> Iterator[Config]:
+    """The same for what chooses: queries, and blocks of a tile."""
+    if dtype != "f32":
+        yield Config(128, 64, 8, 3)
+        yield Config(128, 64, 8, 2)
+        yield Config(128, 32, 8, 2)
+    yield Config(64, 64, 4, 2)
+    yield Config(64, 32, 8, 1)
+    yield Config(32, 32, 4, 1)
+    yield Config(16, 16, 4, 1)
+
+
+def regroup_candidates(tried: Iterator[Config], block: int, stages: int, holds: bool) -> Iterator[RegroupConfig]:
+    """The same where keys are of one block: ``holds`` says that a block may be held as a whole, if it is small."""
+    whole = max(16, 1 << (block - 1).bit_length())
+    first = True
+    for config in tried:
+        keys = min(config.block_n, whole)
+        if first and holds and whole <= LARGEST_HELD:
+            yield RegroupConfig(min(config.block_m, 64), whole, 4, stages)
+            yield RegroupConfig(min(config.block_m, 64), whole, 4, 1)
+        elif first and holds:
+            yield RegroupConfig(2 * config.block_m, keys, 2 * config.warps, stages)
+        first = False
+        yield RegroupConfig(config.block_m, keys, config.warps, min(config.stages, stages))
 
 
 def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:

@@ -15,11 +15,15 @@ def template(family: str) -> Any:
         from attnc.templates.hopper.backward import walk
 
         return walk
+    from attnc.templates.triton.entries import add_blocks, add_chunks, count, place
+    from attnc.templates.triton.regrouped import merge, regrouped, regrouped_rows
     from attnc.templates.triton.scatter import scatter, settle
+    from attnc.templates.triton.select import pool, select
     from attnc.templates.triton.split import combine, split
     from attnc.templates.triton.stream import stream
     from attnc.templates.triton.tiles import tiles
     from attnc.templates.triton.token import token
 
-    kernels = (stream, split, combine, tiles, token, scatter, settle)
+    kernels = [stream, split, combine, tiles, token, scatter, settle]
+    kernels += [count, add_chunks, add_blocks, place, regrouped, regrouped_rows, merge, pool, select]
     return {kernel.__name__: kernel for kernel in kernels}[family]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from attnc.backends.driver import Driver, Program
-from attnc.backends.protocol import Target
-from attnc.backends.triton.call import Execute, TileLists, run, run_backward
+from attnc.backends.protocol import Target, Unsavable
+from attnc.backends.triton.call import Execute, TileLists, run, run_backward, run_router
 from attnc.backends.triton.launch import Launcher
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
@@ -30,7 +30,7 @@ class _Interpreted:
     lists: TileLists = field(default_factory=TileLists)
 
     def save(self, folder: Path) -> Mapping[str, Any]:
-        raise RuntimeError("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
+        raise Unsavable("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
 
 
 @dataclass(slots=True)
@@ -68,6 +68,23 @@ class InterpretedBackward(_Interpreted):
         results: Sequence[Tensor],
     ) -> None:
         run_backward(self.recipe, self.execute, self.lists, q, k, v, inputs, parameters, extents, reads, results)
+
+
+@dataclass(slots=True)
+class InterpretedRouter(_Interpreted):
+    """What chooses."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        run_router(self.recipe, self.execute, q, k, inputs, parameters, extents, numbers, counts)
 
 
 @dataclass(slots=True)
@@ -155,6 +172,30 @@ class DeviceBackward(_OnDevice):
         execute = self.execute_on(q.device)
         with torch.cuda.device(q.device):
             run_backward(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, reads, results)
+
+
+@dataclass(slots=True)
+class DeviceRouter(_OnDevice):
+    """What chooses, compiled."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        execute = self.execute_on(q.device)
+        with torch.cuda.device(q.device):
+            run_router(self.recipe, execute, q, k, inputs, parameters, extents, numbers, counts)
+
+
+def load_router(folder: Path, manifest: Mapping[str, Any]) -> DeviceRouter:
+    """What :meth:`DeviceRouter.save` wrote; see :func:`_load`."""
+    return DeviceRouter(*_load(folder, manifest))
 
 
 def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 
@@ -109,6 +109,7 @@ class Launch:
         resident: whether one program for each multiprocessor is enough: they take what is to be done from a counter.
         grouped: the tensors with a head for each key head that it writes sums over the query heads of a group to. It
             is given the size ``heads`` to say how many, see :func:`parts_of_groups`.
+        turned: whether it runs for some heads at a time, in turns with those beside it that are ``turned`` too.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Launch:
     registers: int = 0
     resident: bool = False
     grouped: tuple[str, ...] = ()
+    turned: bool = False
 
 
 HEADS = "heads"
@@ -182,6 +184,43 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Regroup:
+    """How queries are sorted by the blocks in their lists: ``most`` of ``block`` keys each.
+
+    ``tile`` entries are one task; ``keys`` are held by a program that walks over rows; ``chunk`` rows are counted
+    together. Partial results take ``width`` bytes an entry.
+    """
+
+    block: int
+    most: int
+    tile: int
+    keys: int
+    chunk: int
+    width: int
+
+    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Sizes that the launches use in a call of sizes ``B H M N``; those of tasks are bounds."""
+        blocks, entries = -(-sizes["N"] // self.block), sizes["M"] * self.most
+        return {
+            "regroup.blocks": blocks,
+            "regroup.ends": blocks + 1,
+            "regroup.chunks": -(-sizes["M"] // self.chunk),
+            "regroup.entries": entries,
+            "regroup.tasks": entries // self.tile + blocks,
+            "regroup.key_tiles": blocks * -(-self.block // self.keys) if self.keys else 0,
+        }
+
+    def turns(self, sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
+        """Stretches of heads of batch rows whose partial results take at most ``most`` bytes, or one head each."""
+        lines = sizes["B"] * sizes["H"]
+        at_once = max(1, min(lines, most // max(1, self.width * sizes["regroup.entries"])))
+        at_once = -(-lines // -(-lines // at_once))
+        for first in range(0, lines, at_once):
+            count = min(at_once, lines - first)
+            yield {"regroup.first": first, "regroup.lines": count, "regroup.rows": count * sizes["M"]}
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """What the kernels take for granted of a tensor of the call: its last axis is contiguous, and
 
@@ -199,7 +238,9 @@ class Recipe:
 
     ``inputs``, ``parameters`` and ``extents`` name what a call passes, in order; ``layouts`` is by tensor. ``saved``
     are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
-    with the types its kernels write. ``split`` says when the keys of a forward are split.
+    with the types its kernels write. ``split`` says when the keys of a forward are split,
+    ``regroup`` how queries are sorted where their masks are lists; ``block`` are the keys of a block where blocks are
+    chosen, 0 elsewhere.
     """
 
     launches: tuple[Launch, ...]
@@ -211,6 +252,8 @@ class Recipe:
     reads: tuple[str, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
     split: Split | None = None
+    regroup: Regroup | None = None
+    block: int = 0
 
 
 def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value | Box]]:
@@ -234,6 +277,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "reads": list(recipe.reads),
         "results": [list(one) for one in recipe.results],
         "split": recipe.split and [recipe.split.rows, recipe.split.keys, recipe.split.packed],
+        "regroup": recipe.regroup and list(astuple(recipe.regroup)),
+        "block": recipe.block,
         "launches": [_launch_to_json(launch) for launch in recipe.launches],
     }
 
@@ -250,6 +295,7 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
         "warps": launch.warps,
         "resident": launch.resident,
         "grouped": list(launch.grouped),
+        "turned": launch.turned,
     }
 
 
@@ -282,6 +328,8 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple(data["reads"]),
         tuple((name, kind) for name, kind in data["results"]),
         None if data["split"] is None else Split(*data["split"]),
+        None if data["regroup"] is None else Regroup(*data["regroup"]),
+        data["block"],
     )
 
 
@@ -301,4 +349,5 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
         warps=data["warps"],
         resident=data["resident"],
         grouped=tuple(data["grouped"]),
+        turned=data["turned"],
     )

@@ -338,6 +338,25 @@ def add_finish_rows(
     )  # fmt: skip
 
 
+def add_ranking(
+    functions: Functions, rank: Node, candidates: Node | None, dots: Sequence[Dot], reads: Sequence[Read]
+) -> None:
+    """Write ``RANK`` and ``CANDIDATE`` of a selection."""
+    for slot, root, doc in (
+        ("RANK", rank, "The rank of each block for each query."),
+        ("CANDIDATE", candidates, "Which of the blocks are ranked."),
+    ):
+        printer = functions.printer()
+        know_dots(printer, dots)
+        know_rows(printer, reads)
+        result = "j >= 0"
+        if root is not None:
+            printer.expect(root)
+            text = printer.scalar(root)
+            result = spread(root, text) if slot == "RANK" else f"(j >= 0) & {text.within(SHIFT)}"
+        functions.add(slot, "dots, rows, b, h, g, row, i, j, env", printer, result, doc)
+
+
 def add_term(
     functions: Functions,
     term: Node,

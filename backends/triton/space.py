@@ -36,6 +36,7 @@ from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
 from attnc.backends.triton.lower_backward import lanes_of as lanes_of_backward
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.slots import Over
 from attnc.plan import Plan
@@ -53,8 +54,11 @@ BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
     """The tile, warps and stages of a forward; of a backward, those of its walks over keys and over rows.
 
-    Where there are several families the family too, and how many tiles of queries a kernel for Hopper holds.
+    Where there are several families the family too, and how many tiles of queries a kernel for Hopper holds. Nothing
+    where queries are sorted by lists.
     """
+    if regroupable(subject) is not None:
+        return Space()
     limit = SHARED_MEMORY[target.arch]
     if isinstance(subject, Plan):
         width = width_of(subject)

@@ -26,7 +26,8 @@ class Part:
     """A pass that one walk of parts and their combination do, in slots that are written.
 
     ``starts`` are the statistics before any key; ``outputs`` are written by the combination; ``shifted`` says of each
-    accumulator which factor of ``MERGE`` it takes, or -1.
+    accumulator which factor of ``MERGE`` it takes, or -1. ``widths`` are those of the accumulators, ``buffers`` what
+    the combination writes besides tensors of the call.
     """
 
     step: Pass
@@ -36,6 +37,8 @@ class Part:
     starts: Sequence[float]
     outputs: Outputs
     shifted: Sequence[int]
+    widths: Sequence[int] = ()
+    buffers: tuple[Buffer, ...] = ()
 
 
 def is_packed(program: Program, visibility: Visibility, table: Chunks) -> bool:

@@ -45,7 +45,7 @@ def find_problems(plan: Plan, workload: Workload, target: Target) -> Iterator[Un
         yield from _pair_problems(node)
     for node in postorder(*(one.expression for one in plan.tokens), plan.output, *([plan.lse] if plan.lse else [])):
         if node not in seen:
-            yield from _token_problems(node)
+            yield from token_problems(node)
 
 
 def find_backward_problems(backward: Backward, workload: Workload, target: Target) -> Iterator[Unsupported]:
@@ -84,7 +84,7 @@ def find_backward_problems(backward: Backward, workload: Workload, target: Targe
         yield from _pair_problems(node)
     for node in postorder(*tokens):
         if node not in seen:
-            yield from _token_problems(node)
+            yield from token_problems(node)
 
 
 def _pair_problems(node: Node) -> Iterator[Unsupported]:
@@ -99,7 +99,7 @@ def _pair_problems(node: Node) -> Iterator[Unsupported]:
             yield from _everywhere(node)
 
 
-def _token_problems(node: Node) -> Iterator[Unsupported]:
+def token_problems(node: Node) -> Iterator[Unsupported]:
     match node:
         case MatVec(x=x, matrix=matrix):
             if matrix.axes & {"i", "j"}:

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
+from attnc.backends.protocol import BackwardKernel, Config, Kernel, Router, Space, Target, Unsupported, Workload
 from attnc.backends.tvm.arguments import Layout
 from attnc.backends.tvm.kernel import CpuBackwardKernel, CpuKernel, Map
 from attnc.backends.tvm.link import Saved
@@ -16,6 +16,7 @@ from attnc.backends.tvm.machine import describe, flags
 
 if TYPE_CHECKING:
     from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.ranking import Ranking
     from attnc.ir.nodes import Node
     from attnc.plan import Plan
 
@@ -112,6 +113,18 @@ class TvmBackend:
     def load_backward(self, folder: Path, manifest: Mapping[str, Any]) -> CpuBackwardKernel:
         """A saved backward, as :meth:`load`."""
         return CpuBackwardKernel(*_loaded(folder, manifest), tuple(manifest["scattered"]))
+
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        return ("kernels choose on GPUs alone",)
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        raise NotImplementedError("what has problems is not built")
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        raise NotImplementedError("what is not built is not loaded")
+
+    def regroups(self, plan: Plan) -> bool:
+        return False
 
     def toolchain(self, target: Target) -> str:
         """Versions of TVM and its FFI; the processor that code is for by default, or which nvcc makes it."""

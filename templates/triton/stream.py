@@ -141,14 +141,59 @@ def visit(
     inside = (first + at < count)[None, :]
     if MASKED:
         at = tl.minimum(at, count - 1 - first)
+    state, sums = visit_tokens(
+        first, at, at, inside, (), outer, inners, rows, b, h, g, token, state, sums, env, M, N, MASKED, OVER_ROWS,
+        BLOCK, INNER_BLOCK, INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION, VISIBLE, STEP,
+    )  # fmt: skip
+    return state, sums
+
+
+@triton.jit
+def visit_tokens(
+    first,
+    at,
+    place,
+    inside,
+    held,
+    outer,
+    inners,
+    rows,
+    b,
+    h,
+    g,
+    token,
+    state,
+    sums,
+    env,
+    M,
+    N,
+    MASKED: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER_BLOCK: tl.constexpr,
+    INNER_CHUNKS: tl.constexpr,
+    VALUES: tl.constexpr,
+    DOTS: tl.constexpr,
+    SUMS: tl.constexpr,
+    INNER_HEADS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The same for the inner tokens ``first + at``, those of which count that are ``inside``; ``place`` is ``at`` in a
+    type that holds addresses. ``held`` are their chunks where they are loaded already.
+    """
     row, i, j = positions(token, (first + at)[None, :], M, N, OVER_ROWS)
-    loaded = load_chunks(inners, b, h, g, first, at, 0, VALUES, INNER_CHUNKS, INNER_HEADS)
+    loaded = held
+    if len(held) == 0:
+        loaded = load_chunks(inners, b, h, g, first, place, 0, VALUES, INNER_CHUNKS, INNER_HEADS)
     dots = multiply(outer, loaded, BLOCK, INNER_BLOCK, DOTS, PRECISION)
     visible = inside
     if MASKED:
         visible = VISIBLE(inside, dots, rows, b, h, g, row, i, j, env)
     state, factors, weights = STEP(dots, visible, rows, b, h, g, row, i, j, state, env, MASKED)
-    loaded = loaded + load_chunks(inners, b, h, g, first, at, VALUES, len(INNER_CHUNKS), INNER_CHUNKS, INNER_HEADS)
+    if len(held) == 0:
+        loaded += load_chunks(inners, b, h, g, first, place, VALUES, len(INNER_CHUNKS), INNER_CHUNKS, INNER_HEADS)
     new_sums = ()
     for s in tl.static_range(len(SUMS)):
         total = sums[s]
