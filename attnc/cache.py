@@ -113,8 +113,13 @@ def remember(key: str, make: Callable[[], _T]) -> _T:
         data = pickle.dumps(made)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            file.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        os.replace(file.name, path)
+            try:
+                file.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
+                file.flush()
+                os.replace(file.name, path)
+            except OSError:
+                os.unlink(file.name)
+                raise
     return made
 
 
