@@ -26,7 +26,7 @@ class TvmBackend:
 
     name = "tvm"
     codegen = 1
-    spaces = 1
+    spaces = 2
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run on a CPU yet."""
