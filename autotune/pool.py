@@ -90,7 +90,7 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         """A process of its own session, so that Ctrl-C reaches this one only."""
         if not os.environ.get("ATTNC_TUNE_DEBUG"):
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115: closed with the process
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
