@@ -119,9 +119,9 @@ def replay(survey: Survey, trials: int, seeds: Sequence[Config], number: int) ->
             if ratio is not None:
                 seen[name] = ratio
     finalists = sorted((name for name in seen if seen[name] < 1.1), key=lambda name: seen[name])[:FINALISTS]
-    judged = {name: survey.second.get(name, seen[name]) for name in finalists}
-    found = min(judged.values(), default=1.0)
-    return survey.second[survey.best()] / (found if found < 1 - TIE else 1.0)
+    best = survey.second[survey.best()]
+    found = min((survey.second.get(name, CLOSE * best) for name in finalists), default=1.0)
+    return best / (found if found < 1 - TIE else 1.0)
 
 
 def replays(survey: Survey, trials: int, seeds: Sequence[Config], runs: int = 12) -> dict[str, float]:
