@@ -36,7 +36,11 @@ class Worker:
     def ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """The answer to a job; ``status`` is ``timeout`` where none came in time, ``crash`` where the process died."""
         with self._turn:
-            return self._ask(job, timeout)
+            try:
+                return self._ask(job, timeout)
+            except BaseException:  # interrupted: the answer to this job must not become that to the next
+                self.close()
+                raise
 
     def _ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         fresh = self._process is None

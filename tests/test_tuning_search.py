@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -363,6 +364,16 @@ for line in sys.stdin:
     assert worker.ask({"do": "hang"}, 0.5)["status"] == "timeout"
     assert time.monotonic() - begun < 10
     assert worker.ask({"do": "x"}, 20.0)["status"] == "ok"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        worker.ask({"do": "hang"}, 20.0)
+    signal.signal(signal.SIGALRM, old)
+    assert worker.ask({"do": "x"}, 20.0) == {"status": "ok"}  # not the answer to what was interrupted
     worker.close()
     dying = Worker((sys.executable, "-c", "import os; os.abort()"))
     assert dying.ask({}, 20.0) == {"status": "crash", "message": "the process ended with signal SIGABRT"}

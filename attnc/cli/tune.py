@@ -116,11 +116,13 @@ def run(
     tasks = problems(wanted)
     rows: list[tuple[Problem, State | None, str]] = []
     interrupted = False
+    seen: dict[str, State] = {}
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         bar = bars.add_task("", state="", total=None)
 
         def watch(state: State) -> None:
+            seen[title(state.problem)] = state
             bars.update(bar, completed=state.trials, state=_line(state))
 
         with tuner(store, watch, jobs or None) as made:
@@ -132,6 +134,7 @@ def run(
                 except (Failed, TargetError) as error:
                     rows.append((problem, None, str(error)))
                 except KeyboardInterrupt:
+                    rows.append((problem, seen.get(title(problem)), ""))
                     interrupted = True
                     break
     print_table(_table(rows))
