@@ -121,8 +121,13 @@ def write_file(path: Path, data: bytes) -> None:
     """A file of the user's own, which nobody sees half of."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:
