@@ -26,7 +26,7 @@ class TritonBackend:
 
     name = "triton"
     codegen = 4
-    spaces = 4
+    spaces = 5
     sums_groups = True
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
