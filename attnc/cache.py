@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Unsavable
+from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Router, Unsavable
 
 MANIFEST = "manifest.json"
 _T = TypeVar("_T")
-_K = TypeVar("_K", bound=Kernel | BackwardKernel)
+_K = TypeVar("_K", bound=Kernel | BackwardKernel | Router)
 _Load: TypeAlias = Callable[[Path, Mapping[str, Any]], _K]
 _log = logging.getLogger("attnc")
 
@@ -76,6 +76,10 @@ class KernelCache:
     def get_backward(self, key: str, backend: Backend, build: Callable[[], BackwardKernel]) -> BackwardKernel:
         """The same for the kernel of a backward."""
         return self._get(key, backend.name, backend.load_backward, build)
+
+    def get_router(self, key: str, backend: Backend, build: Callable[[], Router]) -> Router:
+        """The same for what chooses."""
+        return self._get(key, backend.name, backend.load_router, build)
 
     def _get(
         self, key: str, backend: str, load: Callable[[Path, Mapping[str, Any]], _K], build: Callable[[], _K]
@@ -147,7 +151,7 @@ def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:
         return None
 
 
-def write_entry(entry: Path, kernel: Kernel | BackwardKernel, backend: str) -> None:
+def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Router, backend: str) -> None:
     """Save ``kernel`` as the folder ``entry``; where the disk refuses, go on without."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -167,7 +171,7 @@ def write_entry(entry: Path, kernel: Kernel | BackwardKernel, backend: str) -> N
         shutil.rmtree(made, ignore_errors=True)
 
 
-def save_kernel(where: Path, kernel: Kernel | BackwardKernel, backend: str) -> dict[str, Any]:
+def save_kernel(where: Path, kernel: Kernel | BackwardKernel | Router, backend: str) -> dict[str, Any]:
     """Write ``kernel`` and its manifest into an empty folder; the manifest is also returned."""
     saved = kernel.save(where)
     manifest = {"backend": backend, "kernel": dict(saved), "files": digests(where)}

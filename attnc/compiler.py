@@ -129,7 +129,7 @@ def made_of_parts(program: Program, source: KernelSource) -> Composite:
 
     assert isinstance(source, JustInTime), "a bundle holds plain attentions alone"
     try:
-        return Composite(program, lambda plain: Op(plain, source.of_part(plain)), source.backend_on)
+        return Composite(program, lambda plain: Op(plain, source.of_part(plain)), source)
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None

@@ -11,6 +11,7 @@ import sys
 import traceback
 from dataclasses import replace
 
+import block_routes
 import torch
 import triton_backward_cases
 import triton_cases
@@ -176,6 +177,16 @@ def compare_gradient_bits(request: dict[str, object]) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def compare_choice(request: dict[str, object]) -> None:
+    """What kernels choose against what torch does."""
+    block_routes.compare_choice(str(request["route"]), str(request["dtype"]), int(request["seed"]), TARGET)  # type: ignore[call-overload]
+
+
+def compare_block_route(request: dict[str, object]) -> None:
+    """An operator whose queries choose blocks."""
+    block_routes.compare_operator(str(request["route"]), str(request["dtype"]), int(request["seed"]))  # type: ignore[call-overload]
+
+
 def compare_library(request: dict[str, object]) -> dict[str, float]:
     """Largest errors of the functions that slots call: relative, absolute below 1."""
     from triton_library import errors
@@ -190,6 +201,8 @@ ACTIONS = {
     "lists": compare_kept_lists,
     "program": compare_program,
     "library": compare_library,
+    "choice": compare_choice,
+    "block route": compare_block_route,
     "gradients": compare_gradients,
     "gradient strides": compare_gradient_strides,
     "gradient bits": compare_gradient_bits,

@@ -6,6 +6,7 @@ what is around them is eager.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -26,31 +27,36 @@ from attnc.routing.explain import explain_parts
 from attnc.routing.lower import LISTS, TOKENS, Part, combines, parts_of, vanishes
 from attnc.routing.pools import window_count
 from attnc.routing.regroup import Regrouped, saves
+from attnc.routing.router import Chooser
 from attnc.signature import Signature, size_value
 from attnc.validate import check_call, split
 
 if TYPE_CHECKING:
-    from attnc.backends.protocol import Backend
+    from attnc.jit import JustInTime
     from attnc.op import Op
+    from attnc.plan import Plan
 
 STRETCH = 1 << 26
 """Pairs of a head looked at together, where it must be known which rows see a key."""
 
 
 class Composite:
-    """The steps of one program. ``make`` turns the plain program of a part into an operator; ``backend`` says what runs
-    on a type of device.
+    """The steps of one program. ``make`` turns the plain program of a part into an operator, of kernels of ``source``.
 
     Raises:
         NotLowerable: a part has no plain program.
     """
 
-    def __init__(self, program: Program, make: Callable[[Program], Op], backend: Callable[[str], Backend]) -> None:
+    def __init__(self, program: Program, make: Callable[[Program], Op], source: JustInTime) -> None:
         self.program = program
-        self._backend = backend
+        self._source = source
+        self._plans: dict[tuple[str, int, int], Plan] = {}
         self.signature = Signature.of(program)
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
         self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
+        self.choosers = {
+            part.name: Chooser(part.routed, source) for part, _ in self.parts if part.routed and part.listed
+        }
         self.listed = {part.name: make(part.listed) for part, _ in self.parts if part.listed is not None}
         self.regroups: bool | None = None
         """Whether to regroup queries by what they chose; ``None``: where it pays."""
@@ -78,11 +84,11 @@ class Composite:
     def run(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> Any:
         """The output, with the log-sum-exp if ``lse``; ``values`` are those of :meth:`Signature.bind`."""
         sizes = check_call(self.program, self.signature, q, k, v, values)
-        call = self.call(q, k, v, values, sizes)
+        call = functools.cache(lambda: self.call(q, k, v, values, sizes))
         given = dict(zip(self.signature.names, values, strict=True))
         if not self.program.branches:
             ((part, op),) = self.parts
-            return self._attend(part, op, call, (q, k, v), given, lse)
+            return self._attend(part, op, call, sizes, (q, k, v), given, lse)
         outputs: dict[tuple[str, ...], Tensor] = {}
         rows: dict[str, Tensor] = {}
         used = combines(self.program)
@@ -92,15 +98,15 @@ class Composite:
         for part, op in self.parts:
             has_lse = log_denominator(part.body.weight) is not None
             wants = part.name in merged or (must_see and has_lse)
-            found = self._attend(part, op, call, (q, k, v), given, wants)
+            found = self._attend(part, op, call, sizes, (q, k, v), given, wants)
             outputs[part.name,], rows[part.name] = found if wants else (found, found)
             if must_see:
-                sees |= rows[part.name] > float("-inf") if wants else self._sees(part, call)
+                sees |= rows[part.name] > float("-inf") if wants else self._sees(part, call())
         for node in used:
             if len(node.names) > 1:
                 found = [outputs[name,].to(rows[name].dtype) for name in node.names]
                 outputs[node.names] = merge(found, [rows[name] for name in node.names])
-        output = self._combined(call, outputs, sees if must_see else None).to(q.dtype)
+        output = self._combined(call(), outputs, sees if must_see else None).to(q.dtype)
         if not lse:
             return output
         if self.program.body.output not in used or not merged:
@@ -119,7 +125,7 @@ class Composite:
             for x, number in zip(self.signature.parameters, numbers, strict=True)
         }
         named = {x.name: tensor for x, tensor in zip(self.signature.inputs, inputs, strict=True)}
-        env = {**sizes, "h": heads, **{name: x.tolist() for name, x in params.items()}, **named}
+        env = {**sizes, "h": heads, **dict(zip(params, numbers, strict=True)), **named}
         groups = torch.as_tensor(evaluate(self.program.group, env)).expand(sizes["H"]).to(q.device)
         tokens = {name: x.to(compute) for name, x in zip("qkv", (q, k, v), strict=True)}
         return Call(tokens, named, params, sizes, groups)
@@ -136,16 +142,25 @@ class Composite:
         return choose(call, part.body.mask, part.body.routes, most)
 
     def _attend(
-        self, part: Part, op: Op, call: Call, tokens: Sequence[Tensor], given: Mapping[str, Any], lse: bool
+        self,
+        part: Part,
+        op: Op,
+        made: Callable[[], Call],
+        sizes: Mapping[str, int],
+        tokens: Sequence[Tensor],
+        given: Mapping[str, Any],
+        lse: bool,
     ) -> Any:
-        """One attention, by its operator."""
+        """One attention, by its operator. What eager steps need is ``made`` where there are some."""
         q, k, v = tokens
-        if (listed := self._listed(part, call)) is not None:
-            most = size_value(listed.program.inputs[-1].dims[-1], call.sizes)
-            numbers = self.choices(part, call, most)[0].lists(most).numbers
-            numbers = numbers.expand(call.sizes["B"], call.sizes["H"], -1, -1)
+        if (listed := self._listed(part, q, sizes)) is not None:
+            most = size_value(listed.program.inputs[-1].dims[-1], sizes)
+            choice = self.choosers[part.name].choose(q, k, v, given, sizes)
+            numbers = (choice or self.choices(part, made(), most)[0]).lists(most).numbers
+            numbers = numbers.expand(sizes["B"], sizes["H"], -1, -1)
             rest = {name: given[name] for name in listed.arguments if name != LISTS}
             return listed(q, k, v, return_lse=lse, **{LISTS: numbers}, **rest)
+        call = made()
         choices = self.choices(part, call)
         regrouped = self.regrouped[part.name]
         if regrouped is not None and not lse and q.numel() and k.numel() and self._pays(regrouped, choices[0], call):
@@ -165,17 +180,23 @@ class Composite:
         arguments |= {name: given[name] for name in op.arguments if name not in arguments}
         return op(q, k, v, return_lse=lse, **arguments)
 
-    def _listed(self, part: Part, call: Call) -> Op | None:
+    def _listed(self, part: Part, q: Tensor, sizes: Mapping[str, int]) -> Op | None:
         """The operator that sorts queries by lists of blocks, where there is one and it pays."""
         listed = self.listed.get(part.name)
         if listed is None or self.regroups is False:
             return None
-        if not self._backend(call.device.type).regroups(listed.plan(call.sizes["D"], call.sizes["E"])):
+        if not self._source.backend_on(q.device.type).regroups(self._plan(listed, sizes["D"], sizes["E"])):
             return None
         (route,) = part.body.routes
-        block, most = (size_value(x, call.sizes) for x in (route.keys_block, listed.program.inputs[-1].dims[-1]))
-        pays = self.regroups or saves(call.sizes["N"], block, most, part.body.mask is CAUSAL)
+        block, most = (size_value(x, sizes) for x in (route.keys_block, listed.program.inputs[-1].dims[-1]))
+        pays = self.regroups or saves(sizes["N"], block, most, part.body.mask is CAUSAL)
         return listed if pays else None
+
+    def _plan(self, listed: Op, D: int, E: int) -> Plan:
+        key = listed.name, D, E
+        if key not in self._plans:
+            self._plans[key] = listed.plan(D, E)
+        return self._plans[key]
 
     def _pays(self, regrouped: Regrouped, choice: Choice, call: Call) -> bool:
         return regrouped.pays(choice, call) if self.regroups is None else self.regroups

@@ -29,6 +29,7 @@ class Part:
     """One attention. ``plain`` has no routes: it reads the choice of route ``n`` as its input ``chosen[n]``.
 
     ``listed`` is the same where each query chooses a few blocks, with the lists of these as the input ``LISTS``.
+    ``routed`` is the program of the choice: the body with its one route, and what that reads.
 
     Where the keys are windows, ``key`` and ``value`` are what stands for k and v, and ``per_group`` says whether they
     are the same for all query heads of a key head.
@@ -39,6 +40,7 @@ class Part:
     plain: Program
     chosen: tuple[Input, ...]
     listed: Program | None = None
+    routed: Program | None = None
     key: Window | None = None
     value: Window | None = None
     per_group: bool = True
@@ -75,7 +77,8 @@ def _part(program: Program, name: str, body: Body) -> Part:
         chosen.append(_chosen_input(route, at, varies))
         mask = apply("and", mask, _bit(route, chosen[-1]))
     plain = _program(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
-    return Part(name, body, plain, tuple(chosen), _listed(program, name, body))
+    routed = _routed(program, name, body) if len(body.routes) == 1 else None
+    return Part(name, body, plain, tuple(chosen), _listed(program, name, body), routed)
 
 
 def _listed(program: Program, name: str, body: Body) -> Program | None:
@@ -88,6 +91,21 @@ def _listed(program: Program, name: str, body: Body) -> Program | None:
     source = Input(LISTS, Kind.INT, (*map(build.size, "BHM"), literal(most)))
     mask = apply("and", body.mask, in_block_lists(source, int(block.value)))
     return _program(program, name, replace(body, mask=mask, routes=()), (source,))
+
+
+def _routed(program: Program, name: str, body: Body) -> Program:
+    (route,) = body.routes
+    roots = [body.mask, *route.roots(), program.group]
+    used = {node.input.name for node in postorder(*roots) if isinstance(node, Read)}
+    given = {node.name for node in postorder(*roots) if isinstance(node, Param)}
+    return replace(
+        program,
+        name=f"{program.name}_{name}_choice" if name else f"{program.name}_choice",
+        inputs=tuple(x for x in program.inputs if x.name in used),
+        parameters=tuple(x for x in program.parameters if x.name in given),
+        body=body,
+        branches=(),
+    )
 
 
 def longest(route: Route) -> int | None:
@@ -190,7 +208,7 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     inner = replace(inner, parameters=(*inner.parameters, Parameter(TOKENS, Kind.INT, None)))
     if not per_group:
         inner = replace(inner, group=build.index("h"))
-    return Part(name, body, inner, (), None, keys[0] if keys else None, values[0], per_group)
+    return Part(name, body, inner, (), None, None, keys[0] if keys else None, values[0], per_group)
 
 
 def _uses_heads(node: Node) -> bool:
