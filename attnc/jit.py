@@ -102,7 +102,7 @@ class JustInTime:
             return str(reason)
         if problems := backend.router_problems(ranking, workload, target):
             return problems[0]
-        made = asdict(workload), str(target), backend.name, backend.toolchain()
+        made = asdict(workload), str(target), backend.name, backend.toolchain(target)
         key = cache.key_of("router", print_program(ranking.program), *made)
         return ranking, cache.kernels.get_router(key, backend, lambda: backend.build_router(ranking, workload, target))
 

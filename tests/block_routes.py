@@ -34,7 +34,8 @@ class Route:
 
     @property
     def text(self) -> str:
-        return f"attention a {{ {self.before} route keys(block={self.block}) per query {{ rank {self.rank} {self.rest} }} }}"
+        route = f"route keys(block={self.block}) per query {{ rank {self.rank} {self.rest} }}"
+        return f"attention a {{ {self.before} {route} }}"
 
     @property
     def all_sizes(self) -> dict[str, int]:
