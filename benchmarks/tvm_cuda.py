@@ -93,7 +93,8 @@ def main() -> None:
     console = Console(width=160)
     chosen = [case for case in CASES if case.name in ("full", "causal")]
     with ProcessPoolExecutor(4, get_context("spawn")) as pool:
-        for job in [pool.submit(prepare, case.name, Shape(1, 2, 2, 256, D), False) for case in chosen for D in (64, 128)]:
+        small = [(case.name, Shape(1, 2, 2, 256, D), False) for case in chosen for D in (64, 128)]
+        for job in [pool.submit(prepare, *one) for one in small]:
             job.result()
     rows: list[dict[str, Any]] = []
     for B, N in ((8, 4096), (2, 16384)):
