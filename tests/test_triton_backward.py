@@ -114,6 +114,15 @@ def test_what_the_compilers_report(name: str, width: int, target: Target) -> Non
 
 
 @pytest.mark.slow
+def test_walks_of_two_families_share_slots() -> None:
+    """Keys are summed by a kernel for Hopper; the sums over the rows exceed float16 and numbers besides, so are not."""
+    data = make(triton_backward_cases.find("normalised and rotated").at(M=1, N=1), "f16", 0)
+    _, made = triton_backward_cases.kernels(data, SM90)
+    assert isinstance(made, DeviceBackward)
+    assert {"stream", "hopper_backward"} <= {launch.family for launch in made.recipe.launches}
+
+
+@pytest.mark.slow
 def test_softmax_needs_two_walks_and_one_number_a_row_twice(tmp_path: Path) -> None:
     _, made = compiled("causal", SM90, "bf16", 64)
     families = [launch.family for launch in made.recipe.launches]

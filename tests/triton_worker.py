@@ -83,6 +83,9 @@ def compare_kept_lists(request: dict[str, object]) -> None:
     data.compare(TARGET)
     data.compare(TARGET)
     assert len(lists) == 1, "the second call should find the lists of the first"
+    data.inputs[0] = data.inputs[0].detach()
+    data.compare(TARGET)
+    assert len(lists) == 1, "the call of an operator is given other tensors of the same memory"
     data.inputs[0].copy_(data.inputs[0].flip(1))
     data.compare(TARGET)
     assert len(lists) == 2, "a changed input needs new lists"

@@ -28,11 +28,15 @@ BLOCK_NUMBERS = 256
 
 @dataclass(frozen=True, slots=True)
 class Lowered:
-    """A recipe, the text of the slot functions its kernels are made with, and whose ``lib`` these call."""
+    """A recipe, the slot functions its kernels are made with, and whose ``lib`` and ``over_keys`` these call.
+
+    Elementwise functions of one family serve another; what is summed over the keys has its layout.
+    """
 
     recipe: Recipe
     functions: tuple[str, ...]
     library: str = "triton"
+    walked: str = "triton"
 
 
 @dataclass(frozen=True, slots=True)

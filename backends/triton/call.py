@@ -36,10 +36,13 @@ class SizeError(ValueError):
 
 @dataclass(slots=True)
 class TileLists:
-    """Tile lists of recent calls. Each is kept while the tensors it was made from live unchanged."""
+    """Tile lists of recent calls. Each is kept while the memory that it was made from lives unchanged.
+
+    An operator is not given the tensors of its caller but others of the same memory, whose count of changes is one.
+    """
 
     most: int = 8
-    kept: OrderedDict[tuple[object, ...], tuple[list[weakref.ref[Tensor]], dict[str, Tensor]]] = field(
+    kept: OrderedDict[tuple[object, ...], tuple[list[weakref.ref[torch.UntypedStorage]], dict[str, Tensor]]] = field(
         default_factory=OrderedDict
     )
 
@@ -48,14 +51,14 @@ class TileLists:
         if found is None:
             return None
         references, buffers = found
-        if any(reference() is not tensor for reference, tensor in zip(references, tensors, strict=True)):
+        if any(made() is not tensor.untyped_storage() for made, tensor in zip(references, tensors, strict=True)):
             del self.kept[key]
             return None
         self.kept.move_to_end(key)
         return buffers
 
     def keep(self, key: tuple[object, ...], tensors: Sequence[Tensor], buffers: dict[str, Tensor]) -> None:
-        self.kept[key] = ([weakref.ref(tensor) for tensor in tensors], buffers)
+        self.kept[key] = ([weakref.ref(tensor.untyped_storage()) for tensor in tensors], buffers)
         while len(self.kept) > self.most:
             self.kept.popitem(last=False)
 
@@ -307,7 +310,7 @@ def _version(read: Sequence[Tensor], call: Call) -> tuple[object, ...] | None:
         return None
     device = call.tensors["q"].device
     stream = torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else 0
-    tensors = tuple((id(t), t.data_ptr(), t._version, t.shape, t.stride()) for t in read)
+    tensors = tuple((t.data_ptr(), t._version, t.shape, t.stride(), t.dtype) for t in read)
     return (tensors, tuple(call.sizes.items()), tuple(call.parameters.items()), device, stream)
 
 

@@ -101,7 +101,7 @@ def compile_few(plan: Plan, workload: Workload, target: Target) -> Compiled | No
 def compile_with(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:
     """Compile a plan with one configuration, whether it fits or not."""
     lowered = lower_plan_to_recipe(plan, workload, config, precision(target))
-    source = write_source(plan.program.name, lowered.functions, lowered.library)
+    source = write_source(plan.program.name, lowered.functions, lowered.library, lowered.walked)
     module = import_source(plan.program.name, source)
     binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
     return Compiled(lowered, source, binaries, config)

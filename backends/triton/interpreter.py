@@ -26,7 +26,7 @@ class Interpreter:
 
     def __init__(self, name: str, lowered: Lowered) -> None:
         self._launches = lowered.recipe.launches
-        self._module = import_source(name, write_source(name, lowered.functions, lowered.library))
+        self._module = import_source(name, write_source(name, lowered.functions, lowered.library, lowered.walked))
 
     def __call__(self, at: int, programs: int, bind: Callable[[Value | Box], Tensor | int | float]) -> None:
         launch = self._launches[at]

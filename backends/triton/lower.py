@@ -97,7 +97,7 @@ class _Lowering:
             regroup=self.regroup,
         )
         library = "hopper" if isinstance(self.config, HopperConfig) else "triton"
-        return Lowered(recipe, tuple(self.assembly.texts), library)
+        return Lowered(recipe, tuple(self.assembly.texts), library, library)
 
     @property
     def lanewise(self) -> bool:

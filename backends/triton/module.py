@@ -19,13 +19,17 @@ import triton
 import triton.language as tl
 
 from attnc.templates.{library} import lib
+from attnc.templates.{walked} import over_keys
 
 '''
 
 
-def write_source(name: str, functions: Sequence[str], library: str = "triton") -> str:
-    """The text of a module with these functions, which call the ``lib`` of the templates of ``library``."""
-    return HEADER.format(name=name, library=library) + "\n" + "\n\n".join(functions)
+def write_source(name: str, functions: Sequence[str], library: str = "triton", walked: str = "triton") -> str:
+    """The text of a module with these functions.
+
+    They call the ``lib`` of the templates of ``library``, and ``over_keys`` of those of ``walked``.
+    """
+    return HEADER.format(name=name, library=library, walked=walked) + "\n" + "\n\n".join(functions)
 
 
 def folder() -> Path:

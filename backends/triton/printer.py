@@ -209,7 +209,7 @@ class Printer:
             case "mul", (Apply(op="sign", args=(x,)), _) if node.kind is Kind.REAL and x.kind is Kind.REAL:
                 return Text(f"lib.with_sign({texts[1].text}, {self.memo[x, None].text})")
             case "real", (distance,) if self.by_keys and (rest := minus_key(distance)) is not None:
-                return Text(f"lib.minus_keys({self.scalar(rest).text}, j, MASKED)")
+                return Text(f"over_keys.minus_keys({self.scalar(rest).text}, j, MASKED)")
         form = REAL_FORMS.get(node.op, FORMS[node.op]) if node.kind is Kind.REAL else FORMS[node.op]
         given = [text.within(power) for text, power in zip(texts, form.operands, strict=True)]
         return Text(form.text.format(*given), form.binding)

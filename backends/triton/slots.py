@@ -208,7 +208,7 @@ class _Step:
             self.printer.known[rest] = self.printer.memo[rest, None] = pair
             self.masked.add(rest)
         scale = "" if factor == 1.0 else f" * {factor!r}"
-        larger = "lib.shift_max" if name in self.shifts else "tl.maximum"
+        larger = "over_keys.shift_max" if name in self.shifts else "tl.maximum"
         seen = self.printer.known[rest].text
         self.printer.lines.append(f"{name} = {larger}({self.before[name]}, tl.max({seen}, 1){scale})")
         self._define(name)
@@ -217,7 +217,7 @@ class _Step:
         weight = self.weight(term, f"{name}_term")
         before = self.before[name]
         total = f"add_sum({before}" if shift is None else f"row_sum({before}, {self.factor(shift)}"
-        self.printer.lines.append(f"{name} = lib.{total}, {weight})")
+        self.printer.lines.append(f"{name} = over_keys.{total}, {weight})")
         self._define(name)
 
     def _define(self, name: str) -> None:

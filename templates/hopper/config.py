@@ -41,6 +41,7 @@ class Config:
     FINISH: gl.constexpr
     FINISH_ROWS: gl.constexpr
     scores: gl.constexpr
+    HOLD: gl.constexpr
 
     @constexpr_function
     def __init__(
@@ -76,6 +77,8 @@ class Config:
         self.STEP = gl.constexpr(STEP)
         self.FINISH = gl.constexpr(FINISH)
         self.FINISH_ROWS = gl.constexpr(FINISH_ROWS)
+        # narrower heads have products so short that the moves which this costs are dearer
+        self.HOLD = gl.constexpr(len(STARTS) == 0 and WIDTHS[SUMS[0][0]] > 64)
         self.scores = gl.constexpr(gl.NVMMADistributedLayout([3, 0], [4, 1], [16, INNER_BLOCK, 16]))
 
 

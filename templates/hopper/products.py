@@ -74,7 +74,7 @@ def pairs(cfg, dots, rows, b, h, i, inner, state, env, sizes, element: gl.conste
     small = ()
     for w in gl.static_range(len(weights)):
         small = small + (
-            gl.convert_layout(halved(weights[w], element, len(cfg.STARTS) == 0), gl.DotOperandLayout(0, cfg.scores, 2)),
+            gl.convert_layout(halved(weights[w], element, cfg.HOLD), gl.DotOperandLayout(0, cfg.scores, 2)),
         )
     return state, factors, small
 

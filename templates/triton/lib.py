@@ -95,12 +95,6 @@ def with_sign(size, x):
 
 
 @triton.jit
-def minus_keys(x, j, MASKED: tl.constexpr):
-    """``x - j`` as reals, where ``x`` does not vary with the key; other families do it faster."""
-    return (x - j).to(tl.float32)
-
-
-@triton.jit
 def power(x, y):
     """``x ** y`` on reals: a negative base takes whole exponents only, else the result is NaN."""
     y = tl.where(x < 0.0, y, y)  # of the shape of x: Triton's interpreter cannot spread a truth value
@@ -189,24 +183,6 @@ def rope_angle(position, pair, base, ROTATED: tl.constexpr):
     exponent = pair.to(tl.float64) * (-2.0 / ROTATED)
     turn = position * tl.exp(exponent * tl.log(base + exponent * 0.0)) * 0.15915494309189535
     return ((turn - tl.floor(turn)) * 6.283185307179586).to(tl.float32)
-
-
-@triton.jit
-def shift_max(before, x):
-    """A running maximum that only shifts exponents; other families may let it lag."""
-    return tl.maximum(before, x)
-
-
-@triton.jit
-def row_sum(before, factor, x):
-    """``before * factor`` plus the sum of ``x`` over the keys of a tile; other families may put off parts of it."""
-    return before * factor + tl.sum(x, 1)
-
-
-@triton.jit
-def add_sum(before, x):
-    """The same of a sum that is never rescaled."""
-    return before + tl.sum(x, 1)
 
 
 @triton.jit
