@@ -175,7 +175,8 @@ def test_every_spec(case: object, generator: torch.Generator, monkeypatch: pytes
     q, k, v = tokens(case, generator, torch.float32)  # type: ignore[arg-type]
     just = op._source
     names = {torch.float32: "f32", torch.int32: "i32", torch.int64: "i64", torch.bool: "bool"}
-    workload = Workload("f32", tuple(names[x.dtype] for x in inputs.values()), False)
+    given = [inputs[source.name] for source in op.program.inputs]
+    workload = Workload("f32", tuple(names[x.dtype] for x in given), False)
     plan = just.plan((q.shape[-1], v.shape[-1]))
     assert not (problems := TvmBackend().problems(plan, workload, SM_90)), problems
     monkeypatch.setattr(compiling, "find_nvcc", lambda: None)
@@ -185,6 +186,7 @@ def test_every_spec(case: object, generator: torch.Generator, monkeypatch: pytes
     arguments = {**inputs, **case.params, **case.extents}  # type: ignore[attr-defined]
     expected = op.reference(q.double(), k.double(), v.double(), **arguments)
     out = torch.full(expected.shape, float("nan"))
-    params, extents = list(case.params.values()), list(case.extents.values())  # type: ignore[attr-defined]
-    kernel.run(q, k, v, list(inputs.values()), params, extents, out, None)
+    params = [case.params[parameter.name] for parameter in op.program.parameters]  # type: ignore[attr-defined]
+    extents = [case.extents[name] for name in op.program.extents]  # type: ignore[attr-defined]
+    kernel.run(q, k, v, given, params, extents, out, None)
     torch.testing.assert_close(out.double(), expected, rtol=3e-5, atol=3e-5)

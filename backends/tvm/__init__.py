@@ -63,6 +63,7 @@ class TvmBackend:
         import_tvm()
         if target.kind == "cuda":
             from attnc.backends.tvm.cuda.space import space_of as space_on_gpu
+            from attnc.plan import Plan
 
             return space_on_gpu(subject, workload, target) if isinstance(subject, Plan) else Space()
         from attnc.backends.tvm.space import space_of

@@ -99,7 +99,8 @@ def test_spec(entry: dict[str, Any], generator: torch.Generator) -> None:
     expected = op.reference(q.double(), k.double(), v.double(), **inputs, **case.params, **case.extents)
     out = torch.full(expected.shape, float("nan"), device="cuda")
     given = [inputs[source.name].cuda() for source in op.program.inputs]
-    params, extents = list(case.params.values()), [case.extents[name] for name in op.program.extents]
+    params = [case.params[parameter.name] for parameter in op.program.parameters]
+    extents = [case.extents[name] for name in op.program.extents]
     kernel_of(entry["folder"]).run(q.cuda(), k.cuda(), v.cuda(), given, params, extents, out, None)
     torch.testing.assert_close(out.cpu().double(), expected, rtol=3e-5, atol=3e-5)
 
