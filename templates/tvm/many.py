@@ -10,12 +10,23 @@ from tvm.tirx.script.builder import ir as T
 from attnc.templates.tvm.functions import exp
 from attnc.templates.tvm.lanes import every_lane, max_of_lanes, min_of_lanes
 from attnc.templates.tvm.memory import Memory, Registers
-from attnc.templates.tvm.products import Keys, Rows, Shape, Source, accumulate, gather_rows, index, products
+from attnc.templates.tvm.products import (
+    Keys,
+    Readable,
+    Rows,
+    Shape,
+    Source,
+    accumulate,
+    gather_rows,
+    index,
+    products,
+)
 from attnc.templates.tvm.tile import LOWEST, Elements, Tile
 from attnc.templates.tvm.transpose import transpose
+from attnc.templates.tvm.twos import Paired, add_products, has_twos, pair_elements, pair_keys, pair_weights
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
 from attnc.templates.tvm.visible import bounds_of, hull_of
-from attnc.templates.tvm.walk import Sum, Walk
+from attnc.templates.tvm.walk import Product, Sum, Walk
 
 JOINT = 4
 """Vectors whose numbers are computed side by side: a processor does not look far enough ahead to start the next one."""
@@ -52,12 +63,25 @@ class ManyRows(Tile):
         deep = -(-self.shape.keys // self.shape.block) * self.shape.block + self.shape.block
         return self.take(deep * self.shape.rows, self.shape.type, "plane")
 
-    def _fill(self, queries: Memory, read: Elements, width: int) -> None:
-        shape = self.shape
+    def _take_queries(self, product: Product) -> Memory:
+        if self._by_twos(product):
+            return self.take(product.width // 2 * self.rows, "int32", "queries")
+        return super()._take_queries(product)
+
+    def _fill(self, queries: Memory, read: Elements, product: Product) -> None:
+        shape, width = self.shape, product.width
         with self.scratch.shared():
             by_row = self.take(width * shape.rows, shape.type, "rows")
             gather_rows(shape, by_row, read, width, self.groups * (self.vectors * shape.lanes))
-            transpose(queries, by_row, shape.rows, width, shape.lanes)
+            if not self._by_twos(product):
+                transpose(queries, by_row, shape.rows, width, shape.lanes)
+                return
+            by_element = self.take(width * shape.rows, shape.type, "elements")
+            transpose(by_element, by_row, shape.rows, width, shape.lanes)
+            pair_elements(shape, queries, by_element, width)
+
+    def _by_twos(self, part: Product | Sum) -> bool:
+        return part.twos and has_twos(self.shape)
 
     def _by_row(self, total: Sum) -> Callable[[Value], Callable[[Value | int, int], Value]]:
         memory = self.take(total.width * self.shape.rows, self.shape.type, "rows")
@@ -117,6 +141,35 @@ class ManyRows(Tile):
         with self._groups(count) as (rows, keys):
             accumulate(self.cut, out, weights, source, width, keys, rows, scale)
 
+    def _multiply_twos(self, plane: Memory, queries: Memory, source: Source, product: Product, count: Value) -> bool:
+        if not self._by_twos(product):
+            return False
+
+        def paired(n: Value) -> tuple[Readable, Value]:
+            memory, offset = source(n)
+            return Paired(memory, offset.keep()), constant(0, "int64")
+
+        with self._groups(count) as (rows, keys):
+            products(self.cut, plane, queries, paired, product.width // 2, keys, rows, add_products)
+        return True
+
+    def _accumulate_twos(
+        self, out: Memory, weights: Memory, elements: Elements, total: Sum, count: Value, scale: Memory | None
+    ) -> bool:
+        if not self._by_twos(total):
+            return False
+        with self.scratch.shared():
+            values = self.take((self.shape.keys + 1) // 2 * total.width, "int32", "pairs")
+            pair_keys(self.shape, values, elements, total.width, count)
+
+            def source(n: Value) -> tuple[Readable, Value]:
+                return values, (n * total.width).to("int64")
+
+            with self._groups(count) as (rows, keys):
+                halves = pair_weights(self.cut, weights, keys, rows)
+                accumulate(self.cut, out, weights, source, total.width, halves, rows, scale, add_products)
+        return True
+
     @property
     def cut(self) -> Shape:
         """How work is cut at the tile at hand."""
@@ -147,7 +200,7 @@ class ManyRows(Tile):
             last = minimum(self.count - rows.first, rows.vectors * self.shape.lanes)
             start, end = hull_of(bounds_of(self.task, self.sizes, *self._positions(rows.first, last)), self.sizes)
             first = minimum(maximum(start - j_lo, 0), count).keep()
-            self._keep_span(at, first, minimum(end - j_lo, count))
+            self._keep_span(at, first, minimum(end - j_lo, count), count)
 
     def _look(self, number: int, j_lo: Value, count: Value) -> tuple[Value, Value]:
         """As in :class:`Tile`, and of each group of rows from which key to which there is a visible pair."""
@@ -166,7 +219,7 @@ class ManyRows(Tile):
                     every[0] = every[0] & visible.to("int32")
                     first[0] = minimum(first[0], select(visible, n.spread(lanes), self.shape.keys))
                     last[0] = select(visible, (n + 1).spread(lanes), last[0])
-            self._keep_span(at, min_of_lanes(first[0]).keep(), max_of_lanes(last[0]))
+            self._keep_span(at, min_of_lanes(first[0]).keep(), max_of_lanes(last[0]), count)
             some[0] = maximum(some[0], max_of_lanes(last[0]))
         return some[0] > 0, every_lane(every[0].differs(0))
 
@@ -181,7 +234,10 @@ class ManyRows(Tile):
     def _span(self, at: Value) -> Keys:
         return Keys(self.spans.load(at * 2).keep(), self.spans.load(at * 2 + 1).keep())
 
-    def _keep_span(self, at: Value, first: Value, end: Value) -> None:
+    def _keep_span(self, at: Value, first: Value, end: Value, count: Value) -> None:
+        """Of the keys from ``first`` to before ``end``, and of those beside them with which they make pairs."""
+        first = (first & -2).keep()
+        end = minimum(end + (end & 1), count).keep()
         self.spans.store(at * 2, first)
         self.spans.store(at * 2 + 1, maximum(end - first, 0))
 

@@ -63,7 +63,7 @@ class Tile(ABC):
         """Memory for a plane."""
 
     @abstractmethod
-    def _fill(self, queries: Memory, read: Elements, width: int) -> None:
+    def _fill(self, queries: Memory, read: Elements, product: Product) -> None:
         """Query vectors to memory, as :meth:`_multiply` wants them."""
 
     @abstractmethod
@@ -79,6 +79,16 @@ class Tile(ABC):
         self, out: Memory, weights: Memory, source: Source, width: int, count: Value, scale: Memory | None
     ) -> None:
         """A rescaled sum, and to it the values of a tile of keys, weighted."""
+
+    def _multiply_twos(self, plane: Memory, queries: Memory, source: Source, product: Product, count: Value) -> bool:
+        """:meth:`_multiply` of bfloat16 two at a time, if that can be."""
+        return False
+
+    def _accumulate_twos(
+        self, out: Memory, weights: Memory, elements: Elements, total: Sum, count: Value, scale: Memory | None
+    ) -> bool:
+        """:meth:`_accumulate` of values in bfloat16, two keys at a time, if that can be."""
+        return False
 
     @abstractmethod
     def _by_row(self, total: Sum) -> Callable[[Value], Callable[[Value | int, int], Value]]:
@@ -98,9 +108,7 @@ class Tile(ABC):
         shape = self.shape
         chunk = self.vectors * shape.lanes
         self.groups = ((self.count + (chunk - 1)) // chunk).keep()
-        self.queries = [
-            [self.take(p.width * self.rows, shape.type, "queries") for p in walk.products] for walk in self.slots.walks
-        ]
+        self.queries = [[self._take_queries(product) for product in walk.products] for walk in self.slots.walks]
         self.planes = [self._take_plane() for _ in range(max(walk.planes for walk in self.slots.walks))]
         self.scales = [
             self.take(shape.rows, shape.type, "scale") for _ in range(max(walk.shifts for walk in self.slots.walks))
@@ -129,6 +137,9 @@ class Tile(ABC):
                     with T.Else():
                         self.task.nothing(row)
 
+    def _take_queries(self, product: Product) -> Memory:
+        return self.take(product.width * self.rows, self.shape.type, "queries")
+
     def _start(self) -> None:
         shape = self.shape
         zero = constant(0.0, shape.type).spread(shape.lanes)
@@ -155,7 +166,7 @@ class Tile(ABC):
                 def read(r: Value, start: int, lanes: int, number: int = number, p: int = p) -> Value:
                     return self.task.query(number, p, minimum(self.row + r, self.sizes.M - 1).keep(), start, lanes)
 
-                self._fill(self.queries[number][p], read, product.width)
+                self._fill(self.queries[number][p], read, product)
 
     def _group(self, at: object) -> Rows:
         lanes = self.shape.lanes
@@ -253,8 +264,12 @@ class Tile(ABC):
         def elements(n: Value, start: int, lanes: int) -> Value:
             return self.task.key_elements(number, p, (j_lo + n).keep(), start, lanes)
 
+        queries = self.queries[number][p]
+        if self._multiply_twos(plane, queries, source, product, count):
+            return
+
         def use(source: Source) -> None:
-            self._multiply(plane, self.queries[number][p], source, product.width, count)
+            self._multiply(plane, queries, source, product.width, count)
 
         self._with(product, source, elements, count, use)
 
@@ -279,6 +294,9 @@ class Tile(ABC):
 
         def elements(n: Value, start: int, lanes: int) -> Value:
             return self.task.value_elements(number, k, (j_lo + n).keep(), start, lanes)
+
+        if self._accumulate_twos(out, weights, elements, total, count, scale):
+            return
 
         def use(source: Source) -> None:
             self._accumulate(out, weights, source, total.width, count, scale)
