@@ -20,8 +20,8 @@ def size_value(node: Node, sizes: Mapping[str, int]) -> int:
         ArgumentError: it divides by zero.
     """
     match node:  # most are these, in every call
-        case Literal(value=int(value)):
-            return value
+        case Literal(value=int(number)):
+            return number
         case Size(name=name) if name in sizes:
             return sizes[name]
     try:
