@@ -13,7 +13,8 @@ from attnc.templates.tvm.head import FEW
 from attnc.templates.tvm.lanes import any_lane, max_of_lanes, sum_of_lanes
 from attnc.templates.tvm.memory import Memory, Registers
 from attnc.templates.tvm.products import Source, gather_rows, index
-from attnc.templates.tvm.tile import LOWEST, Elements, Tile
+from attnc.templates.tvm.state import LOWEST, Elements
+from attnc.templates.tvm.tile import Tile
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, ramp, select
 from attnc.templates.tvm.walk import Product, RowSlots, Sum, Walk
 
