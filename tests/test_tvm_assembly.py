@@ -100,6 +100,17 @@ def test_whole_tiles_spill_nothing(arch: str) -> None:
     assert not [line for loop in of_products for line in loop if STORE.match(line)]
 
 
+@pytest.mark.skipif(not X86, reason="an instruction of x86")
+def test_bfloat16_is_multiplied_two_at_a_time() -> None:
+    """Scores, and weights times values: pairs are read where keys lie, as operands of the instruction or repeated."""
+    loops = inner_loops(kernel("cooperlake", "bf16").texts["kernel.s"])
+    counts = [sum(line.startswith("vdpbf16ps") for line in loop) for loop in loops]
+    of_pairs = [loop for loop, count in zip(loops, counts, strict=True) if count]
+    assert {24, 96} <= set(counts)
+    assert not [line for loop in of_pairs for line in loop if "cvt" in line or STORE.match(line)]
+    assert "vdpbf16ps" not in kernel("skylake-avx512", "bf16").texts["kernel.s"]
+
+
 @pytest.mark.parametrize("arch", list(PROCESSORS))
 def test_no_function_is_called_a_lane(arch: str) -> None:
     calls = re.findall(r"\t(?:bl|callq?)\s+(\S+)", kernel(arch).texts["kernel.s"])

@@ -106,6 +106,10 @@ class Stored:
     def load(self, at: Value, lanes: int = 1) -> Value:
         return self.tensor.load(at, self.type, lanes)
 
+    def pair(self, at: Value) -> Value:
+        """The bits of two adjacent elements of 16 bits each, as ``int32``."""
+        return Value(T.reinterpret("int32", self.tensor.memory.load(at, 2).expr), "int32")
+
     def prefetch(self, at: Value, width: int) -> None:
         self.tensor.memory.prefetch(at, width)
 

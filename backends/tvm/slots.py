@@ -160,10 +160,38 @@ class PlanSlots:
         saved: tuple[str, ...] = (),
     ) -> None:
         self.plan, self.visibility, self.emitter, self.lse, self.saved = plan, visibility, emitter, lse, saved
-        self.stages = [stage_of(step, plan.mask, dtype, emitter.type) for step in plan.passes]
+        self.stages = [self._by_twos(stage_of(step, plan.mask, dtype, emitter.type)) for step in plan.passes]
         self.walks = [stage.walk for stage in self.stages]
         self.masked = not (isinstance(plan.mask, Literal) and plan.mask.value is True)
         self.by_data = visibility.by_data and not contains(plan.mask, is_product)
+
+    def _by_twos(self, stage: Stage) -> Stage:
+        """A pass whose products say where both vectors lie in tensors as bfloat16, and whose sums, where values do."""
+        products = [
+            replace(product, twos=product.width % 2 == 0 and self._half(dot.a, _ROW) and self._half(dot.b, _J))
+            if isinstance(dot, Dot) and not product.by_pair
+            else product
+            for dot, product in zip(stage.dots, stage.walk.products, strict=True)
+        ]
+        values = zip(stage.values, stage.walk.sums, strict=True)
+        sums = [replace(total, twos=not total.by_pair and self._half(value, _J)) for value, total in values]
+        return replace(stage, walk=replace(stage.walk, products=tuple(products), sums=tuple(sums)))
+
+    def _half(self, vector: Node, index: Node) -> bool:
+        """Whether a vector of each row, or of each key, lies in a tensor of bfloat16."""
+        while isinstance(vector, Slice):
+            vector = vector.x
+        match vector:
+            case Token(name=name):
+                return (name == "q") == (index is _ROW) and self.emitter.tensors[name].dtype == "bf16"
+            case Read(input=source, indices=(*at, None)):
+                placed = all(
+                    one in (_B, _H, _G, index) and always_inside(one, dim)
+                    for one, dim in zip(at, source.dims, strict=False)
+                    if one is not None
+                )
+                return placed and None not in at and self.emitter.input(source).dtype == "bf16"
+        return False
 
     def width_of_sum(self, name: str) -> int:
         """Elements of an accumulator; 1 of a statistic."""

@@ -79,7 +79,7 @@ class WalkSlots(PlanSlots):
             assert isinstance(dot, Dot)
             products.append(Product(width_of(dot.a.width), self._converts(dot.b)))
         values = zip(stage.walk.sums, stage.values, strict=True)
-        sums = [replace(total, convert=self._converts(value), by_pair=False) for total, value in values]
+        sums = [replace(total, convert=self._converts(value), by_pair=False, twos=False) for total, value in values]
         return replace(stage, walk=replace(stage.walk, products=tuple(products), sums=tuple(sums)))
 
     def _converts(self, vector: Node) -> bool:

@@ -13,9 +13,10 @@ from attnc.templates.tvm.head import FEW
 from attnc.templates.tvm.lanes import any_lane, max_of_lanes, sum_of_lanes
 from attnc.templates.tvm.memory import Memory, Registers
 from attnc.templates.tvm.products import Source, gather_rows, index
-from attnc.templates.tvm.tile import LOWEST, Elements, Tile
+from attnc.templates.tvm.state import LOWEST, Elements
+from attnc.templates.tvm.tile import Tile
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, ramp, select
-from attnc.templates.tvm.walk import RowSlots, Sum, Walk
+from attnc.templates.tvm.walk import Product, RowSlots, Sum, Walk
 
 
 class FewRows(Tile):
@@ -35,8 +36,8 @@ class FewRows(Tile):
     def _take_plane(self) -> Memory:
         return self.take(FEW * self.pitch, self.shape.type, "plane")
 
-    def _fill(self, queries: Memory, read: Elements, width: int) -> None:
-        gather_rows(self.shape, queries, read, width, self.count)
+    def _fill(self, queries: Memory, read: Elements, product: Product) -> None:
+        gather_rows(self.shape, queries, read, product.width, self.count)
 
     def _by_row(self, total: Sum) -> Callable[[Value], Callable[[Value | int, int], Value]]:
         memory = self.sums[total.name]

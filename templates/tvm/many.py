@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 from tvm.tirx.script.builder import ir as T
 
+from attnc.templates.tvm.edges import Edges
 from attnc.templates.tvm.functions import exp
-from attnc.templates.tvm.lanes import every_lane, max_of_lanes, min_of_lanes
 from attnc.templates.tvm.memory import Memory, Registers
-from attnc.templates.tvm.products import Keys, Rows, Shape, Source, accumulate, gather_rows, index, products
-from attnc.templates.tvm.tile import LOWEST, Elements, Tile
+from attnc.templates.tvm.products import (
+    Keys,
+    Readable,
+    Rows,
+    Source,
+    accumulate,
+    gather_rows,
+    index,
+    products,
+)
+from attnc.templates.tvm.state import LOWEST, Elements
 from attnc.templates.tvm.transpose import transpose
+from attnc.templates.tvm.twos import Paired, add_products, has_twos, pair_elements, pair_keys, pair_weights
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
 from attnc.templates.tvm.visible import bounds_of, hull_of
-from attnc.templates.tvm.walk import Sum, Walk
+from attnc.templates.tvm.walk import Product, Sum, Walk
 
 JOINT = 4
 """Vectors whose numbers are computed side by side: a processor does not look far enough ahead to start the next one."""
 
 
-class ManyRows(Tile):
+class ManyRows(Edges):
     """Planes are ``[key, row]``, queries and sums ``[element, row]``.
-
-    Where the mask hides some pairs of a tile of keys, an edge, each group of rows works on a span of its keys alone.
 
     Attributes:
         joint: how many vectors are computed side by side.
-        reads_every_pair: weights are read of pairs too that no group of rows looks at.
-        edge: code is being made for an edge.
     """
 
     joint = JOINT
-    reads_every_pair = False
-    edge = False
 
     def _start(self) -> None:
         self._ask()
         super()._start()
-        self.spans = self.take(2 * (self.shape.rows // self.shape.lanes), "int32", "spans")
-        self.reads_every_pair |= any(total.by_pair for walk in self.slots.walks for total in walk.sums)
-
-    def place(self, n: Value, r: Value) -> Value:
-        return n * self.shape.rows + r
 
     def strides(self, width: int) -> tuple[int, int]:
         return 1, self.shape.rows
@@ -52,12 +50,25 @@ class ManyRows(Tile):
         deep = -(-self.shape.keys // self.shape.block) * self.shape.block + self.shape.block
         return self.take(deep * self.shape.rows, self.shape.type, "plane")
 
-    def _fill(self, queries: Memory, read: Elements, width: int) -> None:
-        shape = self.shape
+    def _take_queries(self, product: Product) -> Memory:
+        if self._by_twos(product):
+            return self.take(product.width // 2 * self.rows, "int32", "queries")
+        return super()._take_queries(product)
+
+    def _fill(self, queries: Memory, read: Elements, product: Product) -> None:
+        shape, width = self.shape, product.width
         with self.scratch.shared():
             by_row = self.take(width * shape.rows, shape.type, "rows")
             gather_rows(shape, by_row, read, width, self.groups * (self.vectors * shape.lanes))
-            transpose(queries, by_row, shape.rows, width, shape.lanes)
+            if not self._by_twos(product):
+                transpose(queries, by_row, shape.rows, width, shape.lanes)
+                return
+            by_element = self.take(width * shape.rows, shape.type, "elements")
+            transpose(by_element, by_row, shape.rows, width, shape.lanes)
+            pair_elements(shape, queries, by_element, width)
+
+    def _by_twos(self, part: Product | Sum) -> bool:
+        return part.twos and has_twos(self.shape)
 
     def _by_row(self, total: Sum) -> Callable[[Value], Callable[[Value | int, int], Value]]:
         memory = self.take(total.width * self.shape.rows, self.shape.type, "rows")
@@ -117,86 +128,34 @@ class ManyRows(Tile):
         with self._groups(count) as (rows, keys):
             accumulate(self.cut, out, weights, source, width, keys, rows, scale)
 
-    @property
-    def cut(self) -> Shape:
-        """How work is cut at the tile at hand."""
-        return self.shape.narrow if self.edge else self.shape
+    def _multiply_twos(self, plane: Memory, queries: Memory, source: Source, product: Product, count: Value) -> bool:
+        if not self._by_twos(product):
+            return False
 
-    @contextmanager
-    def _groups(self, count: Value) -> Iterator[tuple[Rows, Keys]]:
-        """A loop over groups of row vectors, each with the keys of the tile it may see."""
-        with T.serial(self._count_of_groups().expr) as at:
-            rows = self._rows_of(at)
-            if not self.edge:
-                yield rows, Keys(constant(0, "int32"), count)
-                return
-            keys = self._span(index(at))
-            with T.If((keys.count > 0).expr), T.Then():
-                yield rows, keys
+        def paired(n: Value) -> tuple[Readable, Value]:
+            memory, offset = source(n)
+            return Paired(memory, offset.keep()), constant(0, "int64")
 
-    def _count_of_groups(self) -> Value:
-        chunk = self.cut.vectors * self.shape.lanes
-        return (self.count + (chunk - 1)) // chunk
+        with self._groups(count) as (rows, keys):
+            products(self.cut, plane, queries, paired, product.width // 2, keys, rows, add_products)
+        return True
 
-    def _rows_of(self, at: object) -> Rows:
-        return self.cut.at(index(at))
+    def _accumulate_twos(
+        self, out: Memory, weights: Memory, elements: Elements, total: Sum, count: Value, scale: Memory | None
+    ) -> bool:
+        if not self._by_twos(total):
+            return False
+        with self.scratch.shared():
+            values = self.take((self.shape.keys + 1) // 2 * total.width, "int32", "pairs")
+            pair_keys(self.shape, values, elements, total.width, count)
 
-    def _find_spans(self, j_lo: Value, count: Value) -> None:
-        """Of each group of rows, the keys of the tile that it may see, from the ranges in closed form."""
-        with self._edges() as (at, rows):
-            last = minimum(self.count - rows.first, rows.vectors * self.shape.lanes)
-            start, end = hull_of(bounds_of(self.task, self.sizes, *self._positions(rows.first, last)), self.sizes)
-            first = minimum(maximum(start - j_lo, 0), count).keep()
-            self._keep_span(at, first, minimum(end - j_lo, count))
+            def source(n: Value) -> tuple[Readable, Value]:
+                return values, (n * total.width).to("int64")
 
-    def _look(self, number: int, j_lo: Value, count: Value) -> tuple[Value, Value]:
-        """As in :class:`Tile`, and of each group of rows from which key to which there is a visible pair."""
-        lanes = self.shape.lanes
-        some = Registers(1, "int32", 1, constant(0, "int32"))
-        every = Registers(1, "int32", lanes, constant(1, "int32"))
-        with self._edges() as (at, rows):
-            slots = self._row_slots(number, rows, {})
-            first = Registers(1, "int32", lanes, constant(self.shape.keys, "int32"))
-            last = Registers(1, "int32", lanes, constant(0, "int32"))
-            with T.serial(count.expr) as key:
-                n = index(key)
-                here = self.task.at_key(number, (j_lo + n).keep())
-                for row in slots:
-                    visible = row.pair(here, [], kept=False).visible().spread(lanes).keep()
-                    every[0] = every[0] & visible.to("int32")
-                    first[0] = minimum(first[0], select(visible, n.spread(lanes), self.shape.keys))
-                    last[0] = select(visible, (n + 1).spread(lanes), last[0])
-            self._keep_span(at, min_of_lanes(first[0]).keep(), max_of_lanes(last[0]))
-            some[0] = maximum(some[0], max_of_lanes(last[0]))
-        return some[0] > 0, every_lane(every[0].differs(0))
-
-    @contextmanager
-    def _edges(self) -> Iterator[tuple[Value, Rows]]:
-        """A loop over the groups of rows that have a span each."""
-        before, self.edge = self.edge, True
-        with T.serial(self._count_of_groups().expr) as at:
-            yield index(at), self._rows_of(at)
-        self.edge = before
-
-    def _span(self, at: Value) -> Keys:
-        return Keys(self.spans.load(at * 2).keep(), self.spans.load(at * 2 + 1).keep())
-
-    def _keep_span(self, at: Value, first: Value, end: Value) -> None:
-        self.spans.store(at * 2, first)
-        self.spans.store(at * 2 + 1, maximum(end - first, 0))
-
-    def _blank(self, walk: Walk, count: Value) -> None:
-        """No weight for the pairs that no group of rows looks at."""
-        zero = constant(0.0, self.shape.type).spread(self.shape.lanes)
-        with self._edges() as (at, rows):
-            span = self._span(at)
-            end = (span.first + span.count).keep()
-            for keys in (Keys(constant(0, "int32"), span.first), Keys(end, count - end)):
-                with keys.each() as n:
-                    for total in walk.sums:
-                        for v in rows.all:
-                            place = self.place(n, rows.first + v * self.shape.lanes)
-                            self.planes[total.plane].store(place, zero)
+            with self._groups(count) as (rows, keys):
+                halves = pair_weights(self.cut, weights, keys, rows)
+                accumulate(self.cut, out, weights, source, total.width, halves, rows, scale, add_products)
+        return True
 
     def _grow(self, number: int, walk: Walk, j_lo: Value, keys: Keys, at: Rows, *, masked: bool) -> None:
         shape = self.shape

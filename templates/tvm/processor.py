@@ -94,6 +94,37 @@ def quotient(a: Value, b: Value) -> Value:
     return fma(fma(b * -1.0, near, a), inverse, near)
 
 
+BFLOAT16 = """
+declare <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float>, <32 x bfloat>, <32 x bfloat>)
+declare <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float>, <16 x float>)
+define linkonce_odr hidden <16 x float>
+    @attnc_multiply_pairs(<16 x float> %c, <16 x i32> %a, <16 x i32> %b) alwaysinline {
+  %x = bitcast <16 x i32> %a to <32 x bfloat>
+  %y = bitcast <16 x i32> %b to <32 x bfloat>
+  %r = call <16 x float> @llvm.x86.avx512bf16.dpbf16ps.512(<16 x float> %c, <32 x bfloat> %x, <32 x bfloat> %y)
+  ret <16 x float> %r
+}
+define linkonce_odr hidden <16 x i32> @attnc_round_to_pairs(<16 x float> %lower, <16 x float> %upper) alwaysinline {
+  %x = call <32 x bfloat> @llvm.x86.avx512bf16.cvtne2ps2bf16.512(<16 x float> %upper, <16 x float> %lower)
+  %y = shufflevector <32 x bfloat> %x, <32 x bfloat> poison, <32 x i32> <ORDER>
+  %r = bitcast <32 x bfloat> %y to <16 x i32>
+  ret <16 x i32> %r
+}
+""".replace("ORDER", ", ".join(f"i32 {k}, i32 {k + 16}" for k in range(16)))
+"""What :func:`multiply_pairs` and :func:`round_to_pairs` call, in LLVM's language: TIR has no bfloat16 of its own."""
+
+
+def multiply_pairs(total: Value, a: Value, b: Value) -> Value:
+    """``total`` and both products of each pair of bfloat16 in ``a`` and ``b``, which are 16 ``int32``."""
+    call = T.call_extern("float32x16", "attnc_multiply_pairs", total.expr, a.expr, b.expr)
+    return Value(call, "float32", 16)
+
+
+def round_to_pairs(lower: Value, upper: Value) -> Value:
+    """16 numbers and 16 others rounded to bfloat16, the first in the lower halves of ``int32``."""
+    return Value(T.call_extern("int32x16", "attnc_round_to_pairs", lower.expr, upper.expr), "int32", 16)
+
+
 def flush_subnormals() -> Callable[[], None]:
     """Let this thread take subnormal numbers as 0, until what is returned is called: they cost 100 times as much.
 

@@ -27,6 +27,9 @@ class Readable(Protocol):
     def prefetch(self, at: Value, width: int) -> None: ...
 
 
+Add: TypeAlias = Callable[[Value, Value, Value], Value]
+"""``(x, rows, total)`` to the total with the product added."""
+
 Source: TypeAlias = Callable[[Value], tuple[Readable, Value]]
 """From the number of a key within its tile to the memory and offset of its vector's first element."""
 
@@ -72,7 +75,9 @@ def index(loop_variable: object) -> Value:
     return Value(loop_variable, "int32")
 
 
-def products(shape: Shape, out: Memory, queries: Memory, source: Source, width: int, keys: Keys, at: Rows) -> None:
+def products(
+    shape: Shape, out: Memory, queries: Memory, source: Source, width: int, keys: Keys, at: Rows, add: Add = fma
+) -> None:
     """``out[n, r] = sum_d source(n)[d] * queries[d, r]`` for the ``keys``; rows past them repeat the last."""
     with T.serial(((keys.count + (shape.block - 1)) // shape.block).expr) as block:
         first = (keys.first + index(block) * shape.block).keep()
@@ -85,7 +90,7 @@ def products(shape: Shape, out: Memory, queries: Memory, source: Source, width: 
             for k, (memory, offset) in enumerate(found):
                 x = memory.load(offset + d.to("int64")).spread(shape.lanes).keep()
                 for v in at.all:
-                    sums[k * at.vectors + v] = fma(x, rows[v], sums[k * at.vectors + v])
+                    sums[k * at.vectors + v] = add(x, rows[v], sums[k * at.vectors + v])
 
         unrolled(width, step)
         for k in range(shape.block):
@@ -94,7 +99,15 @@ def products(shape: Shape, out: Memory, queries: Memory, source: Source, width: 
 
 
 def accumulate(
-    shape: Shape, out: Memory, weights: Memory, source: Source, width: int, keys: Keys, at: Rows, scale: Memory | None
+    shape: Shape,
+    out: Memory,
+    weights: Memory,
+    source: Source,
+    width: int,
+    keys: Keys,
+    at: Rows,
+    scale: Memory | None,
+    add: Add = fma,
 ) -> None:
     """``out[e, r] = out[e, r] * scale[r] + sum_n source(n)[e] * weights[n, r]`` over the ``keys`` ``n``."""
 
@@ -112,7 +125,7 @@ def accumulate(
             for e in range(block):
                 x = memory.load(offset + e).spread(shape.lanes).keep()
                 for v in at.all:
-                    sums[e * at.vectors + v] = fma(x, rows[v], sums[e * at.vectors + v])
+                    sums[e * at.vectors + v] = add(x, rows[v], sums[e * at.vectors + v])
         for e in range(block):
             for v in at.all:
                 out.store((first + e) * shape.rows + at.first + v * shape.lanes, sums[e * at.vectors + v])

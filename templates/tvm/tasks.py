@@ -14,7 +14,7 @@ from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.head import NEXT_TASK, NEXT_THREAD, PHASE, ROOM, SCRATCH
 from attnc.templates.tvm.memory import Memory, Scratch
-from attnc.templates.tvm.processor import flush_subnormals
+from attnc.templates.tvm.processor import BFLOAT16, features, flush_subnormals
 from attnc.templates.tvm.values import Value
 
 _TAKE = "attnc_take"
@@ -43,7 +43,8 @@ class Tasks:
     @contextmanager
     def dealt(self, count: Value) -> Iterator[tuple[Value, Scratch]]:
         """The code for one of ``count`` tasks: its number, and scratch memory of the thread that runs it."""
-        with T.If(self._phase.equals(self.phases).expr), T.Then(), T.attr(0, "pragma_import_llvm", _LLVM):
+        text = _LLVM + (BFLOAT16 if "avx512bf16" in features.get() else "")
+        with T.If(self._phase.equals(self.phases).expr), T.Then(), T.attr(0, "pragma_import_llvm", text):
             base = (self._scratch + self._each * self._take(NEXT_THREAD)).keep()
             scratch = Scratch(T.Bind(T.reinterpret("handle", base.expr)))
             restore = flush_subnormals()

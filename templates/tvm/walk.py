@@ -19,12 +19,14 @@ class Product:
         convert: keys must be converted to the type of the arithmetic, or computed, before they are used often.
         by_pair: its vectors are others for each pair.
         placed: keys lie in a tensor, if perhaps as another type.
+        twos: both vectors lie in tensors as bfloat16, and have an even width.
     """
 
     width: int
     convert: bool
     by_pair: bool = False
     placed: bool = False
+    twos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class Sum:
     convert: bool
     by_pair: bool = False
     placed: bool = False
+    twos: bool = False
 
 
 @dataclass(frozen=True, slots=True)
