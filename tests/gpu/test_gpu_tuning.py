@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,12 +26,11 @@ SHAPE = "B=1,H=4,N=1500,D=64"
 
 
 @pytest.fixture(autouse=True)
-def _own_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _own_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ATTNC_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setenv("ATTNC_TUNING_DIR", str(tmp_path / "user"))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.attn").write_text(TEXT)
-    yield
 
 
 def kernels() -> list[Problem]:
