@@ -12,6 +12,7 @@ from torch import Tensor
 from attnc.autotune.check import LOOSER, TOLERANCE, Pullback, difference, empty_output, empty_rows, run_forward
 from attnc.autotune.data import Call, make_call
 from attnc.autotune.given import given_call
+from attnc.autotune.hardware import ask_gpu
 from attnc.autotune.problem import Problem
 from attnc.backends.protocol import Config
 
@@ -76,10 +77,8 @@ def clocks(problem: Problem) -> dict[str, float]:
     except OSError:
         return {}
     if problem.target.kind != "cpu":
-        try:
-            found = [float(torch.cuda.clock_rate())]
-        except Exception:  # the management library is not installed
-            return {}
+        said = ask_gpu("clocks.sm").split()  # "1980 MHz"
+        found = [float(said[0])] if said and said[0].isdigit() else []
     return {"min": min(found), "max": max(found)} if found else {}
 
 

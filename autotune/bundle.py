@@ -37,15 +37,15 @@ def write_bundle(path: Path, records: Iterable[Record]) -> int:
     return len(lines)
 
 
-def read_bundle(path: Path) -> list[Record]:
-    """All records of a bundle.
+def read_bundle(path: Path, follow: bool = True) -> list[Record]:
+    """All records of a bundle that somebody named, which may be a link, or (not ``follow``) that just lies there.
 
     Raises:
         BundleError: it is too large, or any line is not what was written.
         OSError: it cannot be read.
     """
     records = []
-    for number, line in enumerate(_lines(path.open("rb"), path), 1):
+    for number, line in enumerate(_lines(open_regular(path, follow), path), 1):
         try:
             records.append(_record(line))
         except Malformed as error:

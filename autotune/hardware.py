@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import platform
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,18 @@ def environment(target: Target) -> dict[str, Any]:
     }
     if target.kind == "cpu":
         return found | {"name": _cpuinfo().get("model name", platform.processor())[:80]}
-    return found | {"name": torch.cuda.get_device_name(), "driver": _driver()}
+    return found | {"name": torch.cuda.get_device_name(), "driver": _driver(), "power_limit": ask_gpu("power.limit")}
+
+
+def ask_gpu(field: str) -> str:
+    """What ``nvidia-smi`` says of a field of the current GPU; ``unknown`` where it says nothing."""
+    try:
+        which = f"GPU-{torch.cuda.get_device_properties(torch.cuda.current_device()).uuid}"
+        command = ("nvidia-smi", f"--id={which}", f"--query-gpu={field}", "--format=csv,noheader")
+        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+    except (OSError, AttributeError, subprocess.SubprocessError):
+        return "unknown"
+    return done.stdout.strip()[:40] or "unknown"
 
 
 def _cpu() -> dict[str, Any]:

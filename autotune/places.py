@@ -84,10 +84,8 @@ def everything(store: Store) -> Iterator[Known]:
     for key in store.each_key():
         yield key, functools.partial(store.records, key.digest)
     for folder in (Path.cwd() / PROJECT, packaged()):
-        if not list(folder.glob("*.jsonl")):
-            continue
         try:
-            found = all_records(folder)
+            found = [record for path in sorted(folder.glob("*.jsonl")) for record in read_bundle(path, follow=False)]
         except (BundleError, OSError) as error:
             _log.warning("attnc leaves %s out: %s", folder, error)
             continue

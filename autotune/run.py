@@ -183,7 +183,7 @@ class Run:
             answer = {"status": "ok", "check": {}} if final else self.workers.bench.ask(check, timeout)
             if answer["status"] == "ok":
                 timed = {**self.job, "do": "measure", "configs": list(map(dict, configs)), "rounds": rounds}
-                timed["seconds"] = 8.0 if final else 1.0
+                timed |= {"seconds": 8.0 if final else 1.0, "clocks": final}
                 answer = {**answer, **self.workers.bench.ask(timed, timeout * (len(configs) if final else 1))}
         self.progress.measuring += time.monotonic() - begun
         return answer

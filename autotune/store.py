@@ -94,7 +94,7 @@ class Store:
             data = write(record)
             kind = "pins" if isinstance(record, Pin) else "obs"
             path = self.folder(record.key.digest) / kind / f"{hashlib.sha256(data).hexdigest()}.json"
-            if not path.exists():
+            if not _holds(path, data):
                 self.put(record)
                 added += 1
         return added
@@ -146,13 +146,14 @@ def read_file(path: Path) -> bytes:
         return file.read(LARGEST + 1)
 
 
-def open_regular(path: Path) -> BinaryIO:
-    """A file opened for reading: no link, no device, and no pipe that would be waited for.
+def open_regular(path: Path, follow: bool = False) -> BinaryIO:
+    """A file opened for reading: no device, no pipe that would be waited for, and no link unless ``follow``.
 
     Raises:
         OSError: it is one of these, or cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    links = 0 if follow else getattr(os, "O_NOFOLLOW", 0)
+    descriptor = os.open(path, os.O_RDONLY | links | getattr(os, "O_NONBLOCK", 0))
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise OSError(errno.EINVAL, "no regular file", str(path))
@@ -171,8 +172,8 @@ def read_named(name: str, data: bytes) -> Record:
 
 
 def write_once(path: Path, data: bytes) -> None:
-    """Write a file that nobody sees half of, unless it stands there already."""
-    if path.exists():
+    """Write a file that nobody sees half of, unless it stands there already; a damaged one is replaced."""
+    if _holds(path, data):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, made = tempfile.mkstemp(prefix=".new-", dir=path.parent)
@@ -187,6 +188,13 @@ def write_once(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             os.unlink(made)
         raise
+
+
+def _holds(path: Path, data: bytes) -> bool:
+    try:
+        return read_file(path) == data
+    except OSError:
+        return False
 
 
 def _folders(where: Path) -> list[Path]:

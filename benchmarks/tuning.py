@@ -108,7 +108,7 @@ def tune_one(results: Results, made: Tuner, machine: Machine, folder: Path, cell
         problem = problem_for(machine, folder, *cell)
         sizes, spec = problem.sizes, problem.program.name
         what = f"{spec} {kind} D={problem.widths[0]} N={sizes['N']}"
-        done = session.tune(made, problem, Budget(trials=machine.trials[not cold]), cold=cold)
+        done = session.tune(made, problem, Budget(machine.trials[not cold], max(5.0, results.left())), cold=cold)
         if done is None:
             return
         request = problem.request()
