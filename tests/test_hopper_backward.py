@@ -23,6 +23,7 @@ from attnc.backends.triton.slots import Over
 from attnc.backends.triton.space import space_of, tiles_of
 from attnc.ir.nodes import Kind
 from attnc.ir.printer import expression
+from attnc.ir.traverse import postorder
 
 SM90 = Target("cuda", "sm_90")
 
@@ -55,6 +56,21 @@ def test_what_waits_for_the_cotangent_is_one_factor_times_what_was_kept(name: st
     assert split.vanishes
     assert (split.early, len(split.late)) == (1, 1)
     assert len(split.tiles) == (2 if name in ("softcap", "sigmoid") else 1)
+
+
+def test_a_sign_is_seen_from_the_weight_that_has_it() -> None:
+    for over in ("keys", "rows"):
+        split = split_of("cog", over)  # type: ignore[arg-type]
+        assert len(split.tiles) == 1
+        assert expression(split.late[0]).count("sign(exp(") == 1
+
+
+def test_affine_weights_take_one_exponential() -> None:
+    """The constant share of the weights and the softmax's are one sum over the rows."""
+    split = split_of("affine", "rows")
+    assert len(split.sums) == 2
+    assert {expression(tile).count("exp(") for tile in split.tiles} == {1}
+    assert len({node for tile in split.tiles for node in postorder(tile) if getattr(node, "op", "") == "exp"}) == 1
 
 
 @pytest.mark.parametrize("name", ["relu2", "cog", "tapa", "row weights"])

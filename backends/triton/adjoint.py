@@ -8,7 +8,9 @@ factors ``1 / l``. What depends on one token alone and has to be loaded or compu
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import reduce
 
@@ -23,6 +25,8 @@ from attnc.ir.traverse import contains, postorder, rebuild, substitute
 from attnc.plan import TokenMap
 
 LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
+_HELD = 2.0**15
+"""What float16 holds, and twice of it."""
 RAW = "d_out"
 """What is read beside q, k and v as vectors of tokens, without a copy."""
 
@@ -117,7 +121,7 @@ class _Preparation:
         product = self._product(one.term)
         self.numbers[one.result.name] = product.number
         term = self._without_divisors(product)
-        if self._is_share(term) or contains(term, _meets_cotangent):
+        if self._bound(term) < _HELD or contains(term, _meets_cotangent):
             self.bounded.add(one.result.name)
         return Sum(
             one.result, self._mapped(term), None if one.value is None else self._mapped(self._product(one.value).join())
@@ -154,7 +158,7 @@ class _Preparation:
                 below = () if y.rest is literal(1.0) else (y.rest,)
                 return Product(x.number / y.number, x.rest, x.divisors + below)
             case Apply(op="add" | "sub" as op, args=(a, b)):
-                return _added(self.products[a], self.products[b], op)
+                return _added(self.products[a], self.products[b], op, self._addend)
             case Dot(a=_, b=_):
                 return _pulled(*children)
         return Product(1.0, rebuild(node, children))
@@ -168,15 +172,32 @@ class _Preparation:
             node = folded or apply("mul", node, apply("div", literal(1.0), divisor))
         return node
 
+    def _addend(self, product: Product) -> Node:
+        """A product among others: divisors that a factor can take into its exponent go there."""
+        if product.divisors and all(map(self._is_positive_row, product.divisors)):
+            rest = self._without_divisors(product)
+            return rest if product.number == 1.0 else apply("mul", rest, literal(product.number))
+        return product.join()
+
     def _is_part(self, term: Node, total: Node) -> bool:
         """Whether ``total`` is the sum of such terms, perhaps and more."""
         addends = total.children if isinstance(total, Apply) and total.op == "add" else (total,)
         positive = all(sign_of(addend, self.signs) is not Sign.UNKNOWN for addend in addends)
         return positive and self.exponentials.get(term) in addends
 
-    def _is_share(self, term: Node) -> bool:
-        """Whether a term is provably within [-1, 1]."""
-        return all(factor in self.shares or is_bounded(factor, {}) for factor in _factors(term))
+    def _bound(self, term: Node) -> float:
+        """What the size of a term provably does not exceed."""
+        if term in self.shares or is_bounded(term, {}):
+            return 1.0
+        match term:
+            case Literal(value=value):
+                return abs(float(value))
+            case Apply(op="mul", args=(a, b)):
+                x, y = self._bound(a), self._bound(b)
+                return x * y if math.inf not in (x, y) else math.inf
+            case Apply(op="add" | "sub", args=(a, b)):
+                return self._bound(a) + self._bound(b)
+        return math.inf
 
     def _is_positive_row(self, divisor: Node) -> bool:
         return "j" not in divisor.axes and sign_of(divisor, self.signs) is Sign.POSITIVE
@@ -226,23 +247,23 @@ def _shift_of(node: Node) -> Node | None:
     return None
 
 
-def _added(a: Product, b: Product, op: str) -> Product:
-    """A sum with what its addends have in common outside."""
+def _added(a: Product, b: Product, op: str, join: Callable[[Product], Node]) -> Product:
+    """A sum with what its addends have in common outside; others are joined."""
     common = tuple((Counter(a.divisors) & Counter(b.divisors)).elements())
     x, y = (_less(one, common) for one in (a, b))
     y = replace(y, number=-y.number) if op == "sub" else y
     if x.number == y.number:
-        return Product(x.number, apply("add", _unit(x), _unit(y)), common)
+        return Product(x.number, apply("add", join(_unit(x)), join(_unit(y))), common)
     if x.number == -y.number:
         first, second = (x, y) if x.number > 0 else (y, x)
-        return Product(first.number, apply("sub", _unit(first), _unit(second)), common)
+        return Product(first.number, apply("sub", join(_unit(first)), join(_unit(second))), common)
     if y.number < 0:
-        return Product(1.0, apply("sub", x.join(), replace(y, number=-y.number).join()), common)
-    return Product(1.0, apply("add", x.join(), y.join()), common)
+        return Product(1.0, apply("sub", join(x), join(replace(y, number=-y.number))), common)
+    return Product(1.0, apply("add", join(x), join(y)), common)
 
 
-def _unit(product: Product) -> Node:
-    return replace(product, number=1.0).join()
+def _unit(product: Product) -> Product:
+    return replace(product, number=1.0)
 
 
 def _less(product: Product, common: tuple[Node, ...]) -> Product:
@@ -258,9 +279,10 @@ def _pulled(a: Node, b: Node) -> Product:
             match x:
                 case Apply(op="neg", args=(inner,)):
                     x, by = inner, -by
-                case Apply(op="mul", args=(factor, inner)) | Apply(op="mul", args=(inner, factor)) if (
-                    not factor.is_vector
-                ):
+                case Apply(op="mul", args=(factor, inner)) if not factor.is_vector:
+                    above.append(factor)
+                    x = inner
+                case Apply(op="mul", args=(inner, factor)) if not factor.is_vector:
                     above.append(factor)
                     x = inner
                 case Apply(op="div", args=(inner, factor)) if inner.is_vector and not factor.is_vector:

@@ -12,6 +12,11 @@ from triton_backward_cases import Data, compare, find, make, results
 from triton_cases import Case
 
 from attnc.backends.protocol import BackwardKernel, Target, Workload
+from attnc.backends.triton import call
+from attnc.backends.triton.backend import device_backward
+from attnc.backends.triton.compiling_backward import compile_with
+from attnc.backends.triton.configs import SCATTER
+from attnc.backends.triton.hopper.backward_configs import WalkConfig
 from attnc.backends.triton.kernel import DeviceBackward
 from attnc.targets import target_of_device
 
@@ -20,9 +25,13 @@ pytestmark = pytest.mark.gpu
 TAKEN = (
     "softmax", "causal", "causal, more rows than keys", "window", "prefix", "documents", "neighbourhood", "empty rows",
     "no key", "mask by score", "softcap", "sigmoid", "alibi", "cog", "bias", "buckets", "row weights", "own groups",
-    "normalised and rotated",
+    "normalised and rotated", "affine", "affine of empty rows", "cog of empty rows", "softcap of empty rows",
+    "inline of empty rows", "mean of empty rows", "own keys", "key bias", "documents and a table",
 )  # fmt: skip
-FUSED = ("softmax", "causal", "causal, more rows than keys", "softcap", "mask by score", "normalised and rotated")
+FUSED = (
+    "softmax", "causal", "causal, more rows than keys", "softcap", "mask by score", "normalised and rotated", "affine",
+    "cog", "documents", "window", "empty rows", "affine of empty rows", "cog of empty rows",
+)  # fmt: skip
 
 
 def here() -> Target:
@@ -84,6 +93,48 @@ def test_head_widths(widths: tuple[int, int], seed: int) -> None:
 def test_fused(name: str, seed: int) -> None:
     data = make(larger(find(name), 128), "bf16", seed, "cuda")
     assert families(data, unordered=True)[-1:] == ["hopper_backward"]
+    compare(data, here())
+
+
+@pytest.mark.parametrize("heads", [(8, 2), (6, 1), (12, 4)], ids=str)
+@pytest.mark.parametrize("name", ["causal", "documents", "own keys"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_groups(name: str, heads: tuple[int, int], fused: bool, request: pytest.FixtureRequest, seed: int) -> None:
+    if fused:
+        request.getfixturevalue("unordered")
+    data = make(larger(find(name), 128).at(H=heads[0], G=heads[1]), "bf16", seed, "cuda")
+    compare(data, here())
+
+
+@pytest.mark.parametrize("processors", [0, 10**6], ids=["whole", "in parts"])
+@pytest.mark.parametrize("fused", [False, True])
+def test_groups_whole_and_in_parts(
+    processors: int, fused: bool, request: pytest.FixtureRequest, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As with so many keys that each program sums a whole group, and with so few that groups are parted."""
+    if fused:
+        request.getfixturevalue("unordered")
+    monkeypatch.setattr(call, "processors_of", lambda _: processors)
+    data = make(larger(find("causal"), 128).at(H=8, G=2), "bf16", seed, "cuda")
+    compare(data, here())
+
+
+SHAPES = [
+    WalkConfig(64, 128, 4, 2, fused=fused, ahead=ahead, hide=hide)
+    for fused in (False, True) for ahead in (False, True) for hide in (False, True)
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", SHAPES, ids=lambda c: f"{c.fused:d}{c.ahead:d}{c.hide:d}")
+@pytest.mark.parametrize("name", ["causal", "documents", "empty rows", "softcap"])
+def test_every_shape(name: str, rows: WalkConfig, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever is chosen by default."""
+    data = make(larger(find(name), 128), "bf16", seed, "cuda")
+    keys = replace(rows, block_m=128, fused=False)
+    configs = {"keys": keys, "rows": rows, "pairs": SCATTER}
+    backward, workload = triton_backward_cases.backward_of(data), triton_backward_cases.workload_of(data)
+    made = device_backward(compile_with(backward, workload, here(), configs), here())
+    monkeypatch.setattr(triton_backward_cases, "backward_kernel", lambda *_: made)
     compare(data, here())
 
 

@@ -194,22 +194,31 @@ class _Derivation:
 
 @dataclass(slots=True)
 class _Walking:
-    """A walk in the making. ``seeds`` are the cotangents that its results are."""
+    """A walk in the making. ``seeds`` are the cotangents that its results are, ``leaves`` what these are of."""
 
     derivation: _Derivation
     over: OneOf["keys", "rows"]
     sums: list[Sum] = field(default_factory=list)
+    leaves: dict[Input, Node] = field(default_factory=dict)
     seeds: dict[Node, Node] = field(default_factory=dict)
 
     def sum(self, leaf: Node, term: Node, value: Node | None) -> None:
-        """Adds the cotangent of ``leaf``: the sum of ``term`` (times ``value``), if any gradient hangs on it."""
+        """Adds the cotangent of ``leaf``: the sum of ``term`` (times ``value``), if any gradient hangs on it.
+
+        Sums of one leaf that multiply one value are one.
+        """
         if not self.derivation._matters(leaf):
             return
         dims, at, stem = (ROW, AT_ROW, "row_sum") if self.over == "keys" else (KEY, AT_KEY, "key_sum")
         if value is not None:
             term, value = _scalars_out(term, value)
+            for place, one in enumerate(self.sums):
+                if one.value is value and self.leaves[one.result] is leaf:
+                    self.sums[place] = replace(one, term=plus(one.term, term))
+                    return
         result = Input(self.derivation.fresh(stem), Kind.REAL, _dims(dims, leaf.width))
         self.sums.append(Sum(result, term, value))
+        self.leaves[result] = leaf
         _add(self.seeds, leaf, _at(result, at))
 
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
+from attnc.analyse.algebra import Sign, sign_of
 from attnc.analyse.gradient.backward import Step, Sum, Walk
 from attnc.backends.triton.adjoint import RAW
 from attnc.backends.triton.rewrites import dots_of
 from attnc.ir.build import apply
 from attnc.ir.nodes import Apply, Dot, Kind, Node, Read
 from attnc.ir.printer import expression
-from attnc.ir.traverse import contains, postorder
+from attnc.ir.traverse import contains, postorder, substitute
 from attnc.plan import TokenMap
 
 
@@ -101,7 +102,16 @@ def _regrouped(term: Node, is_late: Callable[[Node], bool]) -> Node:
     early = [one for one in factors if _varies(one) and not contains(one, is_late)]
     rest = [one for one in factors if one not in early]
     products = [reduce(lambda a, b: apply("mul", a, b), part) for part in (early, rest) if part]
+    if len(products) == 2 and (sign := _sign_among(early)) is not None:
+        products[1] = substitute(products[1], {sign: apply("sign", products[0])})
     return reduce(lambda a, b: apply("mul", a, b), products)
+
+
+def _sign_among(factors: Sequence[Node]) -> Node | None:
+    """The factor that is a sign, where the others are positive: their product has it, and need not be kept beside."""
+    signs = [one for one in factors if isinstance(one, Apply) and one.op == "sign"]
+    others = [one for one in factors if one not in signs]
+    return signs[0] if len(signs) == 1 and all(sign_of(one, {}) is Sign.POSITIVE for one in others) else None
 
 
 def _factors(node: Node) -> Sequence[Node]:
@@ -117,7 +127,7 @@ def _varies(node: Node) -> bool:
 
 
 def _kept(weight: Node, is_late: Callable[[Node], bool]) -> list[Node]:
-    """The largest real parts of a late weight that are early and worth a tile."""
+    """The largest real parts of a late weight that are early and worth a tile; signs of such are seen from them."""
     found: list[Node] = []
     stack, seen = [weight], set[Node]()
     while stack:
@@ -125,6 +135,8 @@ def _kept(weight: Node, is_late: Callable[[Node], bool]) -> list[Node]:
         if node in seen or not _varies(node):
             continue
         seen.add(node)
+        if isinstance(node, Apply) and node.op == "sign" and node.args[0] in found:
+            continue
         if node.kind is Kind.REAL and not contains(node, is_late):
             found.append(node)
         elif not isinstance(node, Dot):
