@@ -134,6 +134,9 @@ class Bundle:
             self._backend = str(manifest["backend"])
             self.tag = f"{where.resolve()} {cache.key_of(manifest)}"
             self._entries = {_variant(entry): entry for entry in manifest["kernels"]}
+            lacking = (entry["kernel"].get("missing") for entry in manifest["kernels"])
+            self.missing: tuple[str, ...] = tuple(dict.fromkeys(filter(None, lacking)))
+            """What kernels lack to be run, each reason once."""
         except (KeyError, TypeError, ValueError, AttributeError, Unreadable, OSError) as error:
             if isinstance(error, BundleError):
                 raise

@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnc import cache
-from attnc.analyse.gradient.backward import Backward
-from attnc.analyse.hoist import hoist
-from attnc.analyse.ranking import Ranking
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
 from attnc.backends.protocol import Backend, BackwardKernel, Config, Kernel, Router, Target, Workload
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
-from attnc.plan import Plan
 from attnc.runtime import Sizes, Training, Widths
 from attnc.spec import Spec
 from attnc.targets import backend_for, target_of_device
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.ranking import Ranking
+    from attnc.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,16 @@ class Checked:
 def recall_spec(spec: Spec) -> Checked:
     """Check a spec, or recall that it was right before. One that imports others is checked every time."""
 
-    def checked() -> Checked:
+    def checked() -> tuple[Program, tuple[Any, ...]]:
         from attnc.compiler import check_spec
 
-        return Checked.of(check_spec(spec))
+        found = Checked.of(check_spec(spec))
+        return found.program, found.meaning
 
     if "import" in spec.source.text:
-        return checked()
+        return Checked(*checked())
     key = cache.key_of(spec.source.name, spec.source.text, spec.name, repr(sorted(spec.constants.items())))
-    return cache.remember(key, checked)
+    return Checked(*cache.remember(key, checked))
 
 
 def build_count() -> int:
@@ -100,7 +102,7 @@ class JustInTime:
             return str(reason)
         if problems := backend.router_problems(ranking, workload, target):
             return problems[0]
-        made = asdict(workload), str(target), backend.name, backend.toolchain()
+        made = asdict(workload), str(target), backend.name, backend.toolchain(target)
         key = cache.key_of("router", print_program(ranking.program), *made)
         return ranking, cache.kernels.get_router(key, backend, lambda: backend.build_router(ranking, workload, target))
 
@@ -116,7 +118,7 @@ class JustInTime:
         """The kernel from the cache, or built and then kept."""
         backend = backend_for(target, self._backend)
         config = self._config("forward", (), widths, workload, target, sizes, self.plan)
-        made = dict(config), asdict(workload), str(target), backend.name, backend.toolchain()
+        made = dict(config), asdict(workload), str(target), backend.name, backend.toolchain(target)
         key = cache.key_of(self._meaning, widths, *made)
 
         def build() -> Kernel:
@@ -131,10 +133,14 @@ class JustInTime:
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""
         from attnc import compiler
+        from attnc.analyse.gradient.groups import sum_groups
+        from attnc.analyse.hoist import hoist
 
         try:
             backend = backend_for(target, self._backend)
             backward = self._derived(widths, workload.lse).only(names)
+            if backend.sums_groups:
+                backward = sum_groups(backward)
             workload = replace(workload, saved=backward.saved)
             problems = compiler.training_problems(backward, workload, target, backend)
         except TargetError as error:
@@ -217,7 +223,7 @@ class JustInTime:
             asdict(workload),
             str(target),
             backend.name,
-            backend.toolchain(),
+            backend.toolchain(target),
         )
 
     def _derived(self, widths: Widths, lse: bool) -> Backward:

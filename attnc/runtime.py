@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attnc.analyse.gradient.backward import Backward
 from attnc.autotune.bucket import bucket_of
 from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
 from attnc.errors import ArgumentError, TargetError
@@ -20,6 +19,9 @@ from attnc.ir.program import Program
 from attnc.signature import Signature, size_value
 from attnc.targets import target_of_device
 from attnc.validate import DTYPES, check_call, split
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
 
 Widths = tuple[int, int]
 """Head widths ``(D, E)``."""

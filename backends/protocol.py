@@ -72,6 +72,10 @@ def _anything(config: Config) -> str | None:
     return None
 
 
+def _itself(config: Config) -> Config:
+    return config
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """What can be chosen when a kernel is built; without choices there is nothing to tune.
@@ -79,12 +83,14 @@ class Space:
     Attributes:
         choices: each with its settings.
         default: what the empty config amounts to wherever that fits; where a search begins.
-        excluded: why a config cannot work or says the same as another, found on paper; ``None`` if it may work.
+        excluded: why a config cannot work, found on paper; ``None`` if it may work.
+        settled: of all configs that make the same kernel, the one that stands for them.
     """
 
     choices: tuple[Choice, ...] = ()
     default: Config = field(default_factory=dict)
     excluded: Callable[[Config], str | None] = _anything
+    settled: Callable[[Config], Config] = _itself
 
     def problem(self, config: Config) -> str | None:
         """Why ``config`` may not be built; ``None`` if it may. The empty one always may."""
@@ -96,6 +102,8 @@ class Space:
         for name, setting in config.items():
             if not any(type(setting) is type(known) and setting == known for known in settings[name]):
                 return f"`{name}` cannot be {setting!r}"
+        if (other := self.settled(config)) != config:
+            return f"it says the same as {dict(other)}"
         return self.excluded(config)
 
 
@@ -134,7 +142,10 @@ class Kernel(Protocol):
         ...
 
     def save(self, folder: Path) -> Mapping[str, Any]:
-        """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry."""
+        """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry.
+
+        An entry ``missing`` that is not empty says what a kernel lacks to be run, such as its machine code.
+        """
         ...
 
 
@@ -206,6 +217,10 @@ class Backend(Protocol):
     """Raised by hand when the same plan and config begin to yield other code than before."""
     spaces: int
     """Raised by hand when the spaces change."""
+    families: tuple[str, ...]
+    """The folders of ``attnc.templates`` whose code is in its kernels."""
+    sums_groups: bool
+    """Whether walks of its backwards sum over the query heads of a group: see :mod:`attnc.analyse.gradient.groups`."""
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in the plan that this backend cannot run on ``target``; empty if it can."""
@@ -260,6 +275,6 @@ class Backend(Protocol):
         """Whether the kernels of a plan, and of its backward, sort queries by the lists of blocks that its mask is."""
         ...
 
-    def toolchain(self) -> str:
+    def toolchain(self, target: Target) -> str:
         """Name and version of everything that decides what :meth:`build` yields, for cache keys."""
         ...

@@ -127,6 +127,8 @@ class FakeBackend:
     name = "fake"
     codegen = 1
     spaces = 1
+    families: tuple[str, ...] = ()
+    sums_groups = False
 
     def __init__(self) -> None:
         self.built: list[Workload] = []
@@ -183,7 +185,7 @@ class FakeBackend:
     def regroups(self, plan: Plan) -> bool:
         return False
 
-    def toolchain(self) -> str:
+    def toolchain(self, target: Target) -> str:
         return json.dumps({"fake": 1})
 
 

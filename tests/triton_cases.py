@@ -213,7 +213,7 @@ class Data:
 
     def expected(self) -> tuple[Tensor, Tensor | None]:
         def wide(tensor: Tensor) -> Tensor:
-            return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()
+            return tensor.double() if tensor.is_floating_point() else tensor
 
         named = {declared.name: wide(x) for declared, x in zip(self.program.inputs, self.inputs, strict=True)}
         params = {p.name: x for p, x in zip(self.program.parameters, self.case.params, strict=True)}
@@ -238,9 +238,9 @@ class Data:
         tolerance = TOLERANCES[NAMES[self.q.dtype]] * self.case.loose
         out, lse = self.run(target)
         expected, rows = self.expected()
-        torch.testing.assert_close(out.cpu().double(), expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
         if rows is not None and lse is not None:
-            torch.testing.assert_close(lse.cpu().double(), rows, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(lse.double(), rows, rtol=tolerance, atol=tolerance)
 
 
 def make(case: Case, dtype: str, seed: int, device: str = "cpu") -> Data:

@@ -15,9 +15,9 @@ from attnc.backends.protocol import BackwardKernel, Config, Kernel, Router, Spac
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
+    from attnc.backends.driver import Program
     from attnc.backends.triton.assembly import Lowered
     from attnc.backends.triton.compiling import Binary, Compiled
-    from attnc.backends.triton.driver import Program
     from attnc.backends.triton.kernel import DeviceKernel
     from attnc.backends.triton.recipe import Recipe
     from attnc.backends.triton.report import Report
@@ -28,7 +28,9 @@ class TritonBackend:
 
     name = "triton"
     codegen = 4
-    spaces = 4
+    spaces = 6
+    families: tuple[str, ...] = ("triton", "hopper")
+    sums_groups = True
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
@@ -95,7 +97,7 @@ class TritonBackend:
 
         return regroupable(plan) is not None and not scatters(plan)
 
-    def toolchain(self) -> str:
+    def toolchain(self, target: Target) -> str:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # asking Triton would import it
         return f"triton {importlib.metadata.version('triton')}" + (" interpreted" if interpreted else "")
 
@@ -131,17 +133,18 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 
 
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
+    """A kernel for few rows, where there is one, and one for all others; ``config`` is of either."""
     from attnc.backends.triton.choice import choose
-    from attnc.backends.triton.compiling import compile_with
-    from attnc.backends.triton.few import FewRows
+    from attnc.backends.triton.compiling import compile_few, compile_with
+    from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.space import tile_of
 
-    if not config:
-        return device_kernel(choose(plan, workload, target), target)
-    made = device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
-    if made.recipe.split is None:
-        return made
-    return FewRows(device_kernel(choose(plan, workload, target), target), made)
+    wanted = compile_with(plan, workload, target, tile_of(config)) if config else None
+    splits = wanted is not None and wanted.lowered.recipe.split is not None
+    few = wanted if splits else compile_few(plan, workload, target) if can_split(plan, workload) else None
+    many = wanted if wanted is not None and not splits else choose(plan, workload, target)
+    made = device_kernel(many, target)
+    return made if few is None else FewRows(made, device_kernel(few, target))
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
@@ -205,15 +208,14 @@ def _ready(
     lowered: Lowered, source: str, binaries: Sequence[Binary], target: Target
 ) -> tuple[Target, Recipe, tuple[Program, ...], Mapping[str, str], Mapping[str, Report]]:
     """The fields of compiled kernels."""
-    from attnc.backends.triton.driver import Program
-    from attnc.backends.triton.kernel import flattened
+    from attnc.backends.driver import Program
 
     launches = lowered.recipe.launches
     ending = "ptx" if target.kind == "cuda" else "amdgcn"
     texts = {"slots.py": source}
     texts |= {f"{one.name}.{ending}": binary.assembly for one, binary in zip(launches, binaries, strict=True)}
     programs = tuple(
-        Program(binary.code, binary.function, binary.shared, binary.threads, flattened(one.arguments), one.resident)
+        Program(binary.code, binary.function, binary.shared, binary.threads, one.resident)
         for one, binary in zip(launches, binaries, strict=True)
     )
     reports = {one.name: binary.report for one, binary in zip(launches, binaries, strict=True)}

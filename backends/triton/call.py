@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from attnc.backends.triton.recipe import Box, Buffer, Extent, Launch, Layout, Recipe, Value
+from attnc.backends.triton.recipe import HEADS, Box, Buffer, Extent, Launch, Layout, Recipe, Value, parts_of_groups
 
 Number: TypeAlias = "int | float"
 Execute: TypeAlias = "Callable[[int, int, Callable[[Value | Box], Tensor | Number]], None]"
@@ -268,12 +268,31 @@ def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execu
     device = call.tensors["q"].device
     made = {buffer.name: _made(buffer, call, device) for buffer in launch.buffers}
     call.tensors |= made
+    summed = _part_groups(launch, call, device) if launch.grouped else {}
     programs = math.prod(call.extent(extent) for extent in launch.grid)
     if programs > _LARGEST_SIZE:
         raise SizeError(f"{programs} tiles are beyond the {_LARGEST_SIZE} that one launch can have")
     execute(at, programs, call.bind)
+    for name, total in summed.items():
+        torch.sum(call.tensors[name].unflatten(1, (total.shape[1], -1)), 2, out=total)
+        call.tensors[name] = total
     if key is not None:
         lists.keep(key, read, made)
+
+
+def _part_groups(launch: Launch, call: Call, device: torch.device) -> dict[str, Tensor]:
+    """Says how many heads a launch writes, and gives it tensors for parts of sums; answers what those add up to."""
+    heads, groups = call.sizes["H"], call.sizes["G"]
+    call.sizes[HEADS] = 1
+    programs = math.prod(call.extent(extent) for extent in launch.grid)
+    parts = parts_of_groups(programs, heads, groups, processors_of(device))
+    call.sizes[HEADS] = groups * parts
+    if parts == 1:
+        return {}
+    totals = {name: call.tensors[name] for name in launch.grouped}
+    for name, total in totals.items():
+        call.tensors[name] = total.new_empty((total.shape[0], groups * parts, *total.shape[2:]))
+    return totals
 
 
 def _made(buffer: Buffer, call: Call, device: torch.device) -> Tensor:

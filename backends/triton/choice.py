@@ -31,7 +31,7 @@ def choose(plan: Plan, workload: Workload, target: Target) -> Compiled:
     """
     if regroupable(plan) is not None:
         return replace(compile_plan(plan, workload, target), note="portable kernels for queries sorted by lists")
-    found = left_to_portable(plan) or compile_for_hopper(plan, workload, target)
+    found = compile_for_hopper(plan, workload, target)
     if isinstance(found, Compiled):
         return found
     made = compile_plan(plan, workload, target)
@@ -73,16 +73,9 @@ def outlook(plan: Plan) -> str:
     target = Target("cuda", "sm_90")
     if problems := list(find_problems(plan, workload, target)):
         return f"no kernels: {problems[0].message}"
-    if reason := left_to_portable(plan) or why_not_hopper(plan, workload, target):
+    if reason := why_not_hopper(plan, workload, target):
         return f"portable kernels: {reason}"
     return f"{_KERNELS}, unless the compiler's report is against them"
-
-
-def left_to_portable(plan: Plan) -> str | None:
-    """Why kernels for Hopper that could be made are not chosen."""
-    if analyse_mask(plan.mask).by_ranges:
-        return None
-    return f"{_KERNELS} are not chosen for masks that need lists of tiles: these have not run on a GPU yet"
 
 
 def hopper_configs(plan: Plan) -> Iterator[HopperConfig]:

@@ -11,7 +11,14 @@ from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
-from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, ranking_candidates, regroup_candidates
+from attnc.backends.triton.configs import (
+    SHARED_MEMORY,
+    Config,
+    candidates,
+    ranking_candidates,
+    regroup_candidates,
+    split_candidates,
+)
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
@@ -80,6 +87,15 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     if least is None:
         raise CompileError(f"no tile of `{plan.program.name}` fits the {SHARED_MEMORY[target.arch]} bytes of {target}")
     return least
+
+
+def compile_few(plan: Plan, workload: Workload, target: Target) -> Compiled | None:
+    """Compile a plan for calls with few rows; ``None`` where no configuration fits without spills."""
+    for config in split_candidates():
+        compiled = compile_with(plan, workload, target, config)
+        if _spills(compiled) == 0 and all(one.shared <= SHARED_MEMORY[target.arch] for one in compiled.binaries):
+            return compiled
+    return None
 
 
 def compile_with(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:

@@ -173,7 +173,7 @@ def _choose(
     over: Over,
     tried: list[Config],
 ) -> Config:
-    """The first configuration of a traversal with which its kernels fit and do not spill, else the least spilling."""
+    """The first configuration of a traversal whose kernels fit and move no registers in a step, else the fewest."""
     least: tuple[int, Config] | None = None
     tiles: set[tuple[int, int, int]] = set()
     for config in tried:
@@ -185,12 +185,12 @@ def _choose(
         binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
         if any(binary.shared > SHARED_MEMORY[target.arch] for binary in binaries):
             continue
-        spilled = sum(binary.report.spilled for binary in binaries)
-        if not spilled:
+        moved = sum(binary.report.moved for binary in binaries)
+        if not moved:
             return config
         tiles.add(tile)
-        if least is None or spilled < least[0]:
-            least = spilled, config
+        if least is None or moved < least[0]:
+            least = moved, config
     if least is None:
         raise CompileError(f"no tile of the backward over {over} fits the shared memory of {target}")
     return least[1]

@@ -92,6 +92,12 @@ _BACKWARD_32BIT: tuple[tuple[int, dict[str, Config]], ...] = (
 )
 
 
+def split_candidates() -> Iterator[SplitConfig]:
+    """Configurations for calls with few rows, to try in order: a tile as short as products by tensor cores allow."""
+    for block_n, stages in ((64, 3), (64, 2), (32, 2), (32, 1), (16, 1)):
+        yield SplitConfig(16, block_n, 4, stages)
+
+
 def backward_candidates(target: Target, dtype: str, width: int, over: str) -> Iterator[Config]:
     """The same for one traversal of a backward; the outer axis is that of the rows for walks over the keys."""
     table = _BACKWARD_32BIT if dtype == "f32" else _BACKWARD_16BIT[target.arch]

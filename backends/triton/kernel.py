@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.backends.driver import Driver, Program
 from attnc.backends.protocol import Target, Unsavable
 from attnc.backends.triton.call import Execute, TileLists, run, run_backward, run_router
-from attnc.backends.triton.driver import Driver, DriverError, Program
+from attnc.backends.triton.launch import Launcher
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
 
@@ -96,21 +97,21 @@ class _OnDevice:
     texts: Mapping[str, str]
     reports: Mapping[str, Report]
     lists: TileLists = field(default_factory=TileLists)
-    driver: Driver = field(init=False)
+    launcher: Launcher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.driver = Driver(self.target, self.programs)
+        values = [flattened(launch.arguments) for launch in self.recipe.launches]
+        self.launcher = Launcher(Driver(self.target, self.programs), values)
 
     def report(self) -> Mapping[str, Report]:
         """What the compilers said of each kernel, by the name of its launch."""
         return self.reports
 
     def execute_on(self, device: torch.device) -> Execute:
-        if device.type != "cuda":
-            raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {device}")
+        self.launcher.driver.demand(device)
 
         def execute(at: int, programs: int, bind: Any) -> None:
-            self.driver.start(at, programs, [bind(value) for value in self.programs[at].values], device)
+            self.launcher.start(at, programs, [bind(value) for value in self.launcher.values[at]], device)
 
         return execute
 
@@ -225,7 +226,6 @@ def _load(
                 saved["function"],
                 saved["shared"],
                 saved["threads"],
-                flattened(launch.arguments),
                 launch.resident,
             )
             for launch, saved in zip(recipe.launches, manifest["programs"], strict=True)

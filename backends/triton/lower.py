@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from attnc.analyse.bounded import is_bounded
 from attnc.analyse.invariance import free_maxima
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
@@ -19,11 +20,10 @@ from attnc.backends.triton.recipe import Recipe, Regroup, Split
 from attnc.backends.triton.regroup import add_regrouped, add_sorting, bytes_of, regroup_of
 from attnc.backends.triton.rewrites import (
     dots_of,
-    is_bounded,
     rewritten,
     vanishes,
     widths,
-    with_common_scales,
+    with_outer_factors,
     writes_output,
 )
 from attnc.backends.triton.slots import SEEN, Finish
@@ -141,7 +141,7 @@ class _Lowering:
 
     def walk(self, at: int, step: Pass, passes: tuple[Pass, ...]) -> None:
         last = at == len(passes) - 1
-        step = with_common_scales(rewritten(step, self.finals))
+        step = with_outer_factors(rewritten(step, self.finals))
         functions = self.assembly.functions(f"pass{at}")
         mask = self.assembly.visibility.mask
         terms = [one.term for one in step.parts]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk, read_by
 from attnc.analyse.gradient.derive import AT_ROW, ROW
+from attnc.analyse.gradient.groups import is_grouped
 from attnc.analyse.mask import analyse_mask
 from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
@@ -270,13 +271,13 @@ class _Lowering:
             ending = self.assembly.functions(f"{name}_merge")
         slots.add_scaled_finish(ending, factors, [numbers[one.result.name] for one in scalars])
         if not isinstance(config, RegroupConfig):
-            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers)
+            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, is_grouped(step))
         elif over == "keys":
             self.regrouped(name, config, sums, (functions, ending), table, starts, outputs, buffers)
         else:
             assert self.lists is not None, "only lists are regrouped"
             add_regrouped_rows(
-                self.assembly, name, config, functions, table, starts, outputs, buffers, self.lists
+                self.assembly, name, config, functions, table, starts, outputs, buffers, self.lists, is_grouped(step)
             )  # fmt: skip
 
     def regrouped(

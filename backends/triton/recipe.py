@@ -107,6 +107,8 @@ class Launch:
         stages: of its software pipeline.
         registers: of a thread when it starts, where the kernel moves them between warps; 0 for as many as it needs.
         resident: whether one program for each multiprocessor is enough: they take what is to be done from a counter.
+        grouped: the tensors with a head for each key head that it writes sums over the query heads of a group to. It
+            is given the size ``heads`` to say how many, see :func:`parts_of_groups`.
         turned: whether it runs for some heads at a time, in turns with those beside it that are ``turned`` too.
     """
 
@@ -122,7 +124,24 @@ class Launch:
     stages: int = 1
     registers: int = 0
     resident: bool = False
+    grouped: tuple[str, ...] = ()
     turned: bool = False
+
+
+HEADS = "heads"
+"""The size that says how many heads a launch with ``grouped`` tensors writes."""
+
+
+def parts_of_groups(programs: int, heads: int, groups: int, processors: int) -> int:
+    """In how many parts a launch sums the query heads of each group: one where that keeps a device busy.
+
+    ``programs`` is how many it has for one key head. Parts are added up afterwards.
+    """
+    each = heads // groups
+    enough = (
+        parts for parts in range(1, each + 1) if each % parts == 0 and programs * groups * parts >= 3 * processors
+    )
+    return next(enough, each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +294,7 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
         "reads": None if launch.reads is None else list(launch.reads),
         "warps": launch.warps,
         "resident": launch.resident,
+        "grouped": list(launch.grouped),
         "turned": launch.turned,
     }
 
@@ -328,5 +348,6 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
         reads=None if data["reads"] is None else tuple(data["reads"]),
         warps=data["warps"],
         resident=data["resident"],
+        grouped=tuple(data["grouped"]),
         turned=data["turned"],
     )
