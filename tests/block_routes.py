@@ -39,7 +39,7 @@ class Route:
 
     @property
     def all_sizes(self) -> dict[str, int]:
-        return {"B": 2, "H": 4, "G": 2, "M": 137, "N": 153, "D": 16, "E": 16, **self.sizes}
+        return {"B": 2, "H": 2, "G": 1, "M": 70, "N": 90, "D": 16, "E": 16, **self.sizes}
 
 
 def normal(*dims: str | int) -> Maker:
@@ -59,7 +59,7 @@ ROUTES = {
         16, "dot(q, mean(l2norm(k)))", "candidates J != I and norm2(mean(k)) > 0.9 select top(4) also self"
     ),
     "more than there are": Route(64, "dot(q, mean(k))", "select top(9) always self", sizes={"M": 33}),
-    "more rows than keys": Route(16, "dot(q, mean(k))", "select top(3) always self", sizes={"M": 163, "N": 120}),
+    "more rows than keys": Route(16, "dot(q, mean(k))", "select top(3) always self", sizes={"M": 90, "N": 70}),
     "one row": Route(16, "dot(q, mean(k))", "select top(3) always self", sizes={"M": 1}),
     "no pool": Route(16, "1.0 * (J * 7 % 5)", "select top(2)"),
     "inputs": Route(
@@ -69,7 +69,7 @@ ROUTES = {
     ),
     "gate": Route(
         16, "dot(a[b, h, row, :], c[b, g, J, :])", "select top(17) always last(1)",
-        before="input a: real[B, H, M, 24] input c: real[B, G, 25, 24] mask causal", sizes={"N": 400},
+        before="input a: real[B, H, M, 24] input c: real[B, G, 25, 24] mask causal", sizes={"M": 40, "N": 400},
         made={"a": normal("B", "H", "M", 24), "c": normal("B", "G", 25, 24)},
     ),
 }  # fmt: skip

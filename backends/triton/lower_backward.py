@@ -280,7 +280,7 @@ class _Lowering:
         else:
             assert self.lists is not None, "only lists are regrouped"
             add_regrouped_rows(
-                self.assembly, name, config, functions, table, starts, outputs, buffers, self.lists
+                self.assembly, name, config, functions, table, starts, outputs, buffers, self.lists, is_grouped(step)
             )  # fmt: skip
 
     def regrouped(
