@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import attnc
-from attnc.routing.choose import pack
+from attnc.routing.choice import pack
 
 SPECS = Path(__file__).resolve().parent.parent / "specs"
 HEADS, WIDTH = 16, 128

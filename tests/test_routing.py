@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import attnc
-from attnc.routing.choose import pack, unpack
+from attnc.routing.choice import pack, unpack
 
 INF, NAN = float("inf"), float("nan")
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 import attnc
 from attnc.cli.main import app
 from attnc.library import SlowGradientWarning
+from attnc.routing.choice import Words
 
 pytest.importorskip("tvm")
 FAST = {0, 6}
@@ -191,9 +192,9 @@ def test_regrouping_where_it_pays(generator: torch.Generator) -> None:
     words = torch.zeros(1, 1, 64, 2**18 // 512, dtype=torch.int32)
     words[..., :128] = 1
     longer = replace(call, sizes={**call.sizes, "N": 2**18})
-    assert part.pays(replace(choice, words=words), longer)
+    assert part.pays(replace(choice, held=Words(words)), longer)
     words[..., ::3] = -1
-    assert not part.pays(replace(choice, words=words), replace(call, sizes={**call.sizes, "N": 2**15}))
+    assert not part.pays(replace(choice, held=Words(words)), replace(call, sizes={**call.sizes, "N": 2**15}))
 
 
 def test_what_was_chosen_is_drawn(generator: torch.Generator, tmp_path: Any) -> None:

@@ -15,57 +15,12 @@ from attnc.ir.nodes import Kind, Node, Window
 from attnc.ir.program import Route
 from attnc.ir.traverse import postorder
 from attnc.routing import select
+from attnc.routing.choice import WORD, Choice, Words, pack
 from attnc.routing.dense import Call, Choosers, Dense, bounds_of
 from attnc.routing.pools import any_in_blocks, window_count
 
 MOST_NUMBERS = 1 << 26
 """How many numbers of the widest kind are made at a time; choosers are taken in stretches that keep to it."""
-
-WORD = 32
-"""Blocks to a word of a choice."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Choice:
-    """What a route chose. ``words [B or 1, H or 1, C, ceil(blocks / 32)]`` (int32) holds a bit for each block.
-
-    For ``keep``, ``block`` is 0: the one bit of a row says whether it is kept.
-    """
-
-    words: Tensor
-    block: int
-    choosers: Choosers
-
-    def of_chooser(self, rows: Tensor, shift: int) -> Tensor:
-        """Who chooses for each query row."""
-        if self.choosers.block is None:
-            return rows
-        if self.choosers.block == 0:
-            return torch.zeros_like(rows)
-        return (rows + shift).div(self.choosers.block, rounding_mode="floor") - self.choosers.first
-
-    def pairs(self, lo: int, hi: int, call: Call) -> Tensor:
-        """The pairs left of the rows ``lo .. hi - 1``: ``[B or 1, H or 1, hi - lo, N or 1]``."""
-        rows = torch.arange(lo, hi, device=call.device)
-        chosen = unpack(self.words[:, :, self.of_chooser(rows, call.shift)])
-        if self.block == 0:
-            return chosen[..., :1]
-        return chosen[..., torch.arange(call.sizes["N"], device=call.device) // self.block]
-
-
-def unpack(words: Tensor) -> Tensor:
-    """The bits of words, ``[.., W]`` to ``[.., 32 W]``."""
-    bits = torch.arange(WORD, device=words.device, dtype=torch.int32)
-    return ((words[..., None] >> bits) & 1).bool().flatten(-2)
-
-
-def pack(chosen: Tensor) -> Tensor:
-    """The inverse of :func:`unpack`, filled up with 0."""
-    short = -chosen.shape[-1] % WORD
-    bits = torch.nn.functional.pad(chosen, (0, short)).unflatten(-1, (-1, WORD)).to(torch.int32)
-    places = torch.arange(WORD, device=chosen.device, dtype=torch.int32)
-    words: Tensor = (bits << places).sum(-1, dtype=torch.int32)
-    return words
 
 
 @torch.no_grad()
@@ -97,15 +52,17 @@ def _keep(call: Call, route: Route) -> Choice:
     n = _without_bounds(Dense(call, Choosers(0, sizes["M"], 0)).at(route.select.args[0]), 0)[..., 0]
     ranks = select.as_ranks(rank, every, torch.zeros_like(every))
     kept = select.top(ranks, every, n)
-    return Choice(pack(kept[..., None]), 0, rows)
+    return Choice(Words(pack(kept[..., None])), 0, 1, rows)
 
 
 def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> Choice:
     block = _static(call, route.keys_block)
+    blocks = -(-call.sizes["N"] // block)
     every = _all_choosers(call, route)
     if not call.sizes["M"] or not call.sizes["N"]:
-        shape = (1, 1, every.count(call.shift), -(-call.sizes["N"] // (block * WORD)))
-        return Choice(torch.zeros(shape, dtype=torch.int32, device=call.device), block, every)
+        shape = (1, 1, every.count(call.shift), -(-blocks // WORD))
+        none = torch.zeros(shape, dtype=torch.int32, device=call.device)
+        return Choice(Words(none), block, blocks, every)
     assert route.select is not None
     shared: dict[Node, Tensor] = {}
     parts = _stretches(call, every, _widest(call, mask, before, route, block))
@@ -114,7 +71,7 @@ def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> C
         ranked = iter([_joined(list(ranked))])
     words = [pack(_selected(call, route, one)) for one in ranked]
     heads = [max(word.shape[at] for word in words) for at in (0, 1)]
-    return Choice(torch.cat([word.expand(*heads, -1, -1) for word in words], 2), block, every)
+    return Choice(Words(torch.cat([word.expand(*heads, -1, -1) for word in words], 2)), block, blocks, every)
 
 
 def _all_choosers(call: Call, route: Route) -> Choosers:

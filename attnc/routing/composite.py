@@ -18,7 +18,8 @@ from attnc.ir.lse import log_denominator
 from attnc.ir.nodes import Kind
 from attnc.ir.program import Program
 from attnc.reference.evaluate import merge
-from attnc.routing.choose import Choice, choose, visible_pairs
+from attnc.routing.choice import Choice
+from attnc.routing.choose import choose, visible_pairs
 from attnc.routing.dense import Call, Choosers, Dense
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from attnc.ir.nodes import Node
-from attnc.routing.choose import Choice, unpack, visible_pairs
+from attnc.routing.choice import Choice, unpack
+from attnc.routing.choose import visible_pairs
 from attnc.routing.dense import Call
 
 GLYPHS = "·░▒▓█"

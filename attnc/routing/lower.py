@@ -11,7 +11,7 @@ from attnc.ir.nodes import BranchOutput, Index, Input, Kind, Literal, Node, Para
 from attnc.ir.program import Body, Parameter, Program, Route
 from attnc.ir.traverse import postorder, substitute
 from attnc.plan import NotLowerable
-from attnc.routing.choose import WORD
+from attnc.routing.choice import WORD
 
 TOKENS = "tokens__"
 """The parameter that says how many tokens there are where the keys are windows of them."""

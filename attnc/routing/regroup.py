@@ -19,7 +19,8 @@ from attnc.ir.build import apply, literal
 from attnc.ir.nodes import Index, Input, Kind, Literal, Node, Read, Size, Token
 from attnc.ir.program import Body, Program
 from attnc.ir.traverse import postorder
-from attnc.routing.choose import CAUSAL, Choice, unpack
+from attnc.routing.choice import Choice, unpack
+from attnc.routing.choose import CAUSAL
 from attnc.routing.dense import Call
 
 if TYPE_CHECKING:
