@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.gradient.derive import derive
+from attnc.analyse.gradient.grouped import sum_groups
 from attnc.analyse.gradient.reverse import NotDifferentiable
 from attnc.analyse.hoist import hoist
 from attnc.analyse.lower import lower_program_to_plan, stream_program
@@ -159,7 +160,8 @@ def derive_backward(program: Program, lse: bool = False) -> Backward:
         UnsupportedError: none can be derived.
     """
     try:
-        return derive(stream_program(program, keep_detach=True), lse)
+        derived = derive(stream_program(program, keep_detach=True), lse)
+        return derived if program.listed is None else sum_groups(derived)
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None

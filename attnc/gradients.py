@@ -17,6 +17,7 @@ from torch import Tensor
 
 from attnc.analyse.gradient.backward import Backward, Contribution
 from attnc.analyse.scalar import evaluate
+from attnc.ir import build
 from attnc.ir.nodes import Index, Literal, Node, Read, Slice, Token
 from attnc.signature import size_value
 from attnc.validate import DEFAULT_GROUP
@@ -25,6 +26,7 @@ Label: TypeAlias = str | int
 """What a dimension runs over: ``b h g row i j``, ``d`` (a width), ``p0 p1 ...`` (of a scatter), or one fixed place."""
 
 HEADS = ("b", "h", "g")
+G = build.size("G")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,7 @@ def _is_gradient(backward: Backward, part: Contribution, call: Call) -> bool:
     if not alone or isinstance(part.at, Slice) or argument.dtype not in allowed:
         return False
     target, result = _target(part), _result(part)
-    if "g" in target and call.group is DEFAULT_GROUP and call.sizes["G"] == call.sizes["H"]:
+    if "g" in target and "g" not in result and call.group is DEFAULT_GROUP and call.sizes["G"] == call.sizes["H"]:
         target = ["h" if label == "g" else label for label in target]
     if "i" in target and call.sizes["M"] == call.sizes["N"]:
         target = ["row" if label == "i" else label for label in target]
@@ -99,7 +101,8 @@ def _is_gradient(backward: Backward, part: Contribution, call: Call) -> bool:
 def _result(part: Contribution) -> list[Label]:
     if part.level == "pair":
         return ["b", "h", *(f"p{at}" for at in range(len(part.result.dims) - 2))]
-    labels: list[Label] = ["b", "h", "row" if part.level == "query" else "j"]
+    head = "g" if part.result.dims[1] is G else "h"
+    labels: list[Label] = ["b", head, "row" if part.level == "query" else "j"]
     return labels + ["d"] * (len(part.result.dims) - 3)
 
 
@@ -160,7 +163,7 @@ def _part_of(total: Tensor, part: Contribution, call: Call) -> Tensor:
 
 def _permuted(x: Tensor, labels: list[Label], target: Sequence[Label | None], call: Call) -> Tensor:
     """``x`` summed over what the target lacks, with the order of its dimensions; fixed places are left out."""
-    if "g" in target:
+    if "g" in target and "g" not in labels:
         x, labels = _sum_groups(x, call), ["g" if label == "h" else label for label in labels]
     if "i" in target:
         labels = ["i" if label == "row" else label for label in labels]
@@ -221,7 +224,7 @@ def _add_at_indices(total: Tensor, part: Contribution, result: Tensor, call: Cal
         x = x.sum(missing)
     env: dict[str, Any] = {**call.sizes, **call.numbers, **call.tensors}
     for at in kept:
-        name = ("b", "h", "row" if part.level == "query" else "j")[at]
+        name = ("b", "g" if part.result.dims[1] is G else "h", "row" if part.level == "query" else "j")[at]
         env[name] = torch.arange(result.shape[at], device=device).view([-1 if other == at else 1 for other in kept])
     if "h" in env:
         env["g"] = call.groups.to(device)[env["h"]]

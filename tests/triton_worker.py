@@ -11,6 +11,7 @@ import sys
 import traceback
 from dataclasses import replace
 
+import listed_cases
 import torch
 import triton_backward_cases
 import triton_cases
@@ -130,6 +131,14 @@ def compare_gradient_bits(request: dict[str, object]) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def compare_listed(request: dict[str, object]) -> None:
+    """Keys given by number: forward or gradients."""
+    sizes: dict[str, int] = dict(request.get("sizes", {}))  # type: ignore[call-overload]
+    given = [str(request[name]) for name in ("case", "heads", "dtype")]
+    data = listed_cases.listed(*given, int(request["seed"]), **sizes)  # type: ignore[call-overload, arg-type]
+    (listed_cases.compare_gradients if request.get("gradients") else listed_cases.compare)(data, TARGET)
+
+
 def compare_library(request: dict[str, object]) -> dict[str, float]:
     """Largest errors of the functions that slots call: relative, absolute below 1."""
     from triton_library import errors
@@ -144,6 +153,7 @@ ACTIONS = {
     "lists": compare_kept_lists,
     "program": compare_program,
     "library": compare_library,
+    "listed": compare_listed,
     "gradients": compare_gradients,
     "gradient strides": compare_gradient_strides,
     "gradient bits": compare_gradient_bits,

@@ -184,6 +184,8 @@ def _program_lines(program: Program) -> Iterator[str]:
     for given in program.parameters:
         default = "" if given.default is None else f" = {given.default!r}"
         yield f"param {given.name}: {given.kind}{default}"
+    if program.listed:
+        yield f"listed {program.listed.numbers.name} {program.listed.counts.name}"
     if program.space:
         yield f"space ({', '.join(f'{name}: {expression(extent, depth=_ALL)}' for name, extent in program.space)})"
     roots = [node for _, node in program.roots()]

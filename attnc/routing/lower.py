@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 from attnc.ir import build
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import BranchOutput, Index, Input, Kind, Literal, Node, Param, Read, Size, Window
-from attnc.ir.program import Body, Parameter, Program, Route
+from attnc.ir.program import LISTED, Body, Listed, Parameter, Program, Route
 from attnc.ir.traverse import postorder, substitute
 from attnc.plan import NotLowerable
 from attnc.routing.choice import WORD
 
 TOKENS = "tokens__"
 """The parameter that says how many tokens there are where the keys are windows of them."""
+
+
+NUMBERS, COUNTS = "numbers__", "counts__"
+"""The inputs that hold lists of keys."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,17 @@ class Part:
     key: Window | None = None
     value: Window | None = None
     per_group: bool = True
+
+
+def with_lists(program: Program, heads: str) -> Program:
+    """A plain program whose rows see the keys that lists give, ``heads`` (``H``, ``G`` or nothing) having one each.
+
+    The lists replace the mask.
+    """
+    dims: tuple[Node, ...] = (build.size("B"), build.size(heads) if heads else literal(1), build.size("M"))
+    listed = Listed(Input(NUMBERS, Kind.INT, (*dims, build.size("L"))), Input(COUNTS, Kind.INT, dims))
+    inputs = (*program.inputs, listed.numbers, listed.counts)
+    return replace(program, inputs=inputs, listed=listed, body=replace(program.body, mask=LISTED))
 
 
 def is_plain(program: Program) -> bool:

@@ -78,7 +78,7 @@ class TritonBackend:
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_SPLIT
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_SPLIT
     from attnc.backends.triton.configs import Config as Tile
     from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.interpreter import Interpreter
@@ -93,6 +93,8 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
         texts = {"slots.py": write_source(name, lowered.functions)}
         return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
 
+    if plan.program.listed is not None:
+        return made(INTERPRETER_GATHER)
     many = made(INTERPRETER)
     return FewRows(many, made(INTERPRETER_SPLIT)) if can_split(plan, workload) else many
 
@@ -112,13 +114,14 @@ def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) ->
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
-    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedBackward
     from attnc.backends.triton.lower_backward import lower_backward_to_recipe
     from attnc.backends.triton.module import write_source
 
-    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), INTERPRETER), "f32")
+    tile = INTERPRETER if backward.plan.program.listed is None else INTERPRETER_GATHER
+    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), tile), "f32")
     name = backward.plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}
     return InterpretedBackward(lowered.recipe, texts, Interpreter(name, lowered))

@@ -107,10 +107,10 @@ def run(
     Raises:
         SizeError: a size does not fit the kernels' counters.
     """
-    sizes = _sizes(recipe, q, k, extents)
+    sizes = _sizes(recipe, q, k, inputs, extents)
     if out.numel() == 0:
         return
-    if sizes["N"] == 0:
+    if 0 in (sizes["N"], sizes["L"]):
         out.zero_()
         if lse is not None:
             lse.fill_(-math.inf)
@@ -148,8 +148,8 @@ def run_backward(
     results: Sequence[Tensor],
 ) -> None:
     """The same for the recipe of a backward. Results of another dtype or layout than kernels write are copied."""
-    sizes = _sizes(recipe, q, k, extents)
-    if 0 in (sizes["B"], sizes["H"], sizes["M"], sizes["N"]):
+    sizes = _sizes(recipe, q, k, inputs, extents)
+    if 0 in (sizes[size] for size in "BHMNL"):
         for tensor in results:
             tensor.zero_()
         return
@@ -169,9 +169,11 @@ def run_backward(
     _deliver(call, written)
 
 
-def _sizes(recipe: Recipe, q: Tensor, k: Tensor, extents: Sequence[int]) -> dict[str, int]:
+def _sizes(recipe: Recipe, q: Tensor, k: Tensor, inputs: Sequence[Tensor], extents: Sequence[int]) -> dict[str, int]:
     (batch, heads, rows, _), (key_heads, keys) = q.shape, k.shape[1:3]
-    sizes = {"B": batch, "H": heads, "G": key_heads, "M": rows, "N": keys}
+    sizes = {"B": batch, "H": heads, "G": key_heads, "M": rows, "N": keys, "L": 1, "group": heads // max(1, key_heads)}
+    if recipe.listed:
+        sizes["L"] = inputs[recipe.inputs.index(recipe.listed)].shape[-1]
     sizes |= dict(zip(recipe.extents, extents, strict=True))
     for name, size in sizes.items():
         if size > _LARGEST_SIZE:

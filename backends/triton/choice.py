@@ -77,6 +77,8 @@ def outlook(plan: Plan) -> str:
 
 def left_to_portable(plan: Plan) -> str | None:
     """Why kernels for Hopper that could be made are not chosen."""
+    if plan.program.listed is not None:
+        return f"{_KERNELS} do not gather keys"
     if analyse_mask(plan.mask).by_ranges:
         return None
     return f"{_KERNELS} are not chosen for masks that need lists of tiles: these have not run on a GPU yet"

@@ -10,7 +10,7 @@ from typing import Any
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
-from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates
+from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, gather_candidates
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
@@ -58,7 +58,8 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     """
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
-    for config in candidates(target, workload.dtype, width_of(plan)):
+    listed = plan.program.listed is not None
+    for config in (gather_candidates if listed else candidates)(target, workload.dtype, width_of(plan)):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
             continue

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -11,7 +11,7 @@ from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.compiling import Binary, CompileError, compile_launch, precision
-from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates
+from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, gather_candidates
 from attnc.backends.triton.hopper.backward_configs import (
     FAMILY,
     WalkConfig,
@@ -66,9 +66,17 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
         CompileError: none fits.
     """
     width = backward_width(backward)
-    tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS}
-    configs: Configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
     refusals: dict[str, str] = {}
+    if backward.plan.program.listed is not None:
+        gathered = {
+            over: list(gather_candidates(target, workload.dtype, width, spread=over == "rows")) for over in OVERS
+        }
+        configs: Configs = {over: gathered[over][0] for over in OVERS} | {"pairs": SCATTER}
+        for over in OVERS:
+            configs[over] = _choose(backward, workload, target, configs, over, gathered[over])
+        return compile_with(backward, workload, target, configs)
+    tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS}
+    configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
     if workload.unordered:
         try:
             configs["rows"] = _choose_fused(backward, workload, target, configs)
@@ -158,7 +166,7 @@ def _choose(
     target: Target,
     configs: Configs,
     over: Over,
-    tried: list[Config],
+    tried: Sequence[Config],
 ) -> Config:
     """The first configuration of a traversal with which its kernels fit and do not spill, else the least spilling."""
     least: tuple[int, Config] | None = None
@@ -185,4 +193,6 @@ def _choose(
 
 def _walks(launch: Launch, over: Over) -> bool:
     """Whether a launch has the tiles of a traversal."""
+    if launch.family in ("gather", "spread"):
+        return (launch.family == "spread") == (over == "rows")
     return launch.family in ("stream", FAMILY) and launch.constants["OVER_ROWS"] == (over == "rows")

@@ -23,6 +23,11 @@ class SplitConfig(Config):
     """For calls with few rows: the keys are walked in parts, side by side."""
 
 
+@dataclass(frozen=True, slots=True)
+class GatherConfig(Config):
+    """For keys given by number: a tile has the heads that share a list at one row, and so many keys of the list."""
+
+
 SHARED_MEMORY = {"sm_80": 165_888, "sm_90": 231_424, "sm_100": 231_424, "gfx942": 65_536}
 """Bytes of shared memory that one program may have; NVIDIA's limit less the KiB that the system keeps."""
 
@@ -30,6 +35,11 @@ INTERPRETER = Config(32, 32, 1, 1)
 """Small tiles: the interpreter's sizes are small, and several tiles should be visited."""
 
 INTERPRETER_SPLIT = SplitConfig(32, 32, 1, 1)
+
+FEW_HEADS = 16
+"""Heads of a tile where keys are given by number: as few as a matrix product takes."""
+
+INTERPRETER_GATHER = GatherConfig(16, 16, 1, 1)
 
 _16BIT: dict[str, tuple[tuple[int, Config], ...]] = {
     "sm_80": ((64, Config(128, 64, 4, 3)), (128, Config(128, 64, 8, 3)), (256, Config(64, 64, 8, 2))),
@@ -101,6 +111,31 @@ def backward_candidates(target: Target, dtype: str, width: int, over: str) -> It
         else:
             return
         yield config
+
+
+_GATHER: tuple[tuple[int, int, tuple[tuple[int, int, int], ...]], ...] = (
+    (2, 128, ((64, 4, 3), (64, 4, 2), (32, 4, 2))),
+    (2, 256, ((64, 8, 2), (32, 8, 2), (32, 4, 1))),
+    (2, 1024, ((64, 8, 2), (32, 8, 2), (32, 8, 1), (16, 8, 1))),
+    (4, 128, ((32, 4, 2), (32, 4, 1), (16, 4, 1))),
+    (4, 1024, ((16, 8, 1), (16, 4, 1))),
+)
+"""By bytes of an element and lanes: keys, warps and stages."""
+
+
+def gather_candidates(
+    target: Target, dtype: str, width: int, heads: int = FEW_HEADS, spread: bool = False
+) -> Iterator[GatherConfig]:
+    """What to try for keys given by number, in order, for tiles of ``heads`` heads.
+
+    ``spread`` is for sums over rows, whose accumulators are those of the keys.
+    """
+    size = 4 if dtype == "f32" else 2
+    tried = next(tried for bytes_, widest, tried in _GATHER if bytes_ == size and width <= widest)
+    for keys, warps, stages in tried:
+        yield GatherConfig(heads, keys, warps, 1 if target.kind == "hip" else stages)
+    if spread:
+        yield GatherConfig(heads, 16, 8, 1)
 
 
 def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:

@@ -15,11 +15,12 @@ def template(family: str) -> Any:
         from attnc.templates.hopper.backward import walk
 
         return walk
+    from attnc.templates.triton.gather import gather, spread
     from attnc.templates.triton.scatter import scatter, settle
     from attnc.templates.triton.split import combine, split
     from attnc.templates.triton.stream import stream
     from attnc.templates.triton.tiles import tiles
     from attnc.templates.triton.token import token
 
-    kernels = (stream, split, combine, tiles, token, scatter, settle)
+    kernels = (stream, split, combine, gather, spread, tiles, token, scatter, settle)
     return {kernel.__name__: kernel for kernel in kernels}[family]

@@ -16,7 +16,7 @@ from attnc.backends.triton.driver import Driver, DriverError, Program
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
 
-FORMAT = 2
+FORMAT = 3
 
 
 @dataclass(slots=True)

@@ -10,7 +10,8 @@ from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config, SplitConfig
+from attnc.backends.triton.configs import Config, GatherConfig, SplitConfig
+from attnc.backends.triton.gather import add_gather
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.hopper.walk import Walk, add_walk
 from attnc.backends.triton.printer import static
@@ -70,7 +71,7 @@ class _Lowering:
         program = self.plan.program
         for one in self.plan.tokens:
             self.token_map(one)
-        if not isinstance(self.config, SplitConfig):
+        if not isinstance(self.config, SplitConfig | GatherConfig):
             self.assembly.tile_lists("keys", self.config)
         passes = self.passes()
         for at, step in enumerate(passes):
@@ -85,6 +86,7 @@ class _Lowering:
             self.assembly.layouts,
             tuple(f"saved.{name}" for name in self.workload.saved),
             split=self.split,
+            listed=program.listed.numbers.name if program.listed else "",
         )
         library = "hopper" if isinstance(self.config, HopperConfig) else "triton"
         return Lowered(recipe, tuple(self.assembly.texts), library)
@@ -142,7 +144,8 @@ class _Lowering:
         seen = self.seen() if last else None
         marks = seen is not None and build.state(SEEN) in seen.children
         slots.add_group(functions, self.plan.program.group)
-        self.assembly.add_ranges(functions, "keys")
+        if not isinstance(self.config, GatherConfig):
+            self.assembly.add_ranges(functions, "keys")
         slots.add_rows(functions, reads)
         slots.add_visible(functions, mask, dots, reads)
         result = slots.add_step(functions, step, marks, dots, reads, free_maxima(self.plan))
@@ -196,6 +199,8 @@ class _Lowering:
             shifted = add_merge(ending, step, marks, reads)
             part = Part(step, functions, ending, table, starts, outputs, shifted)
             self.split = add_split(self.assembly, f"pass{at}", self.config, part)
+        elif isinstance(self.config, GatherConfig):
+            add_gather(self.assembly, f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
         else:
             self.assembly.walk(f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
         self.leave(step, kept, keep, vectors)

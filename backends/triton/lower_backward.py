@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk, read_by
@@ -14,7 +14,8 @@ from attnc.backends.triton import slots
 from attnc.backends.triton.adjoint import Prepared, prepare
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config
+from attnc.backends.triton.configs import Config, GatherConfig
+from attnc.backends.triton.gather import add_gather
 from attnc.backends.triton.hopper.backward import WalkLowering
 from attnc.backends.triton.hopper.backward_configs import WalkConfig
 from attnc.backends.triton.hopper.backward_terms import cotangents
@@ -98,6 +99,7 @@ class _Lowering:
             (),
             tuple(source.name for source in self.backward.reads),
             results,
+            listed=program.listed.numbers.name if program.listed else "",
         )
         library = "hopper" if any(isinstance(config, WalkConfig) for config in self.configs.values()) else "triton"
         return Lowered(recipe, tuple(self.assembly.texts), library)
@@ -136,7 +138,8 @@ class _Lowering:
         return found
 
     def is_sum(self, source: Input) -> bool:
-        walks = (step for step in self.prepared.steps if isinstance(step, Walk))
+        listed = self.backward.plan.program.listed is not None  # sums over rows are added up in any order, in float32
+        walks = (x for x in self.prepared.steps if isinstance(x, Walk) and not (listed and x.over == "rows"))
         return any(one.result == source for walk in walks for one in walk.sums)
 
     # Maps of tokens
@@ -182,13 +185,13 @@ class _Lowering:
         buffer = self.assembly.buffer(source, "fp32")
         table = Chunks("keys", dots, Pass((), ()), made, ())
         outputs = Outputs((), (), (source.name,))
-        self.assembly.walk("seen", "keys", self.configs["keys"], functions, table, [LOWEST], outputs, (buffer,))
+        self.launch("seen", "keys", functions, table, [LOWEST], outputs, (buffer,))
 
     # Walks and scatters
 
     def lists(self, over: Over, name: str = "") -> None:
         name = name or over
-        if name not in self.listed:
+        if name not in self.listed and not isinstance(self.configs[over], GatherConfig):
             self.listed.add(name)
             self.assembly.tile_lists(over, self.configs[name], name)
 
@@ -200,7 +203,8 @@ class _Lowering:
         dots = dots_of((*terms, self.prepared.mask))
         reads = slots.outer_reads(over, *terms, self.prepared.mask)
         slots.add_group(functions, self.backward.plan.program.group)
-        self.assembly.add_ranges(functions, over)
+        if not isinstance(self.configs[over], GatherConfig):
+            self.assembly.add_ranges(functions, over)
         slots.add_rows(functions, reads)
         slots.add_visible(functions, self.prepared.mask, dots, reads)
         return functions, dots, reads
@@ -243,7 +247,26 @@ class _Lowering:
         names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
-        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers)
+        if over == "rows" and isinstance(config, GatherConfig):
+            buffers = tuple(replace(buffer, zeroed=True) for buffer in buffers)
+        self.launch(name, over, functions, table, starts, outputs, buffers)
+
+    def launch(
+        self,
+        name: str,
+        over: Over,
+        functions: Functions,
+        table: Chunks,
+        starts: Sequence[float],
+        outputs: Outputs,
+        buffers: tuple[Buffer, ...],
+    ) -> None:
+        """A walk whose slots are written."""
+        config = self.configs[over]
+        if isinstance(config, GatherConfig):
+            add_gather(self.assembly, name, over, config, functions, table, starts, outputs, buffers)
+        else:
+            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers)
 
     def scatter(self, step: Scatter) -> None:
         self.lists("keys", "pairs")

@@ -180,7 +180,8 @@ class Recipe:
 
     ``inputs``, ``parameters`` and ``extents`` name what a call passes, in order; ``layouts`` is by tensor. ``saved``
     are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
-    with the types its kernels write. ``split`` says when the keys of a forward are split.
+    with the types its kernels write. ``split`` says when the keys of a forward are split. ``listed`` names the lists
+    of keys that rows see, if there are some.
     """
 
     launches: tuple[Launch, ...]
@@ -192,6 +193,7 @@ class Recipe:
     reads: tuple[str, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
     split: Split | None = None
+    listed: str = ""
 
 
 def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value | Box]]:
@@ -214,6 +216,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "saved": list(recipe.saved),
         "reads": list(recipe.reads),
         "results": [list(one) for one in recipe.results],
+        "listed": recipe.listed,
         "split": recipe.split and [recipe.split.rows, recipe.split.keys, recipe.split.packed],
         "launches": [_launch_to_json(launch) for launch in recipe.launches],
     }
@@ -262,6 +265,7 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple(data["reads"]),
         tuple((name, kind) for name, kind in data["results"]),
         None if data["split"] is None else Split(*data["split"]),
+        data["listed"],
     )
 
 

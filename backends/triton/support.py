@@ -59,8 +59,12 @@ def find_backward_problems(backward: Backward, workload: Workload, target: Targe
     if plan.program.branches or plan.program.body.routes:
         yield Unsupported("branches and routes have no Triton kernels yet", plan.output)
         return
+    if plan.program.listed and not workload.unordered:
+        yield Unsupported("sums over the rows that list a key have no fixed order", plan.output)
+    if plan.program.listed and any(isinstance(step, Scatter) for step in backward.steps):
+        yield Unsupported("what is read a pair has no gradient over lists of keys", plan.output)
     for width in plan.program.widths or ():
-        if width > WIDEST_BACKWARD:
+        if width > (WIDEST if plan.program.listed else WIDEST_BACKWARD):
             yield Unsupported(f"gradients take heads at most {WIDEST_BACKWARD} wide, found {width}", plan.output)
     prepared = prepare(backward)
     seen: set[Node] = set()

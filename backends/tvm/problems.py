@@ -17,7 +17,10 @@ def problems_of(plan: Plan) -> list[Unsupported]:
     for step in plan.passes:
         roots += [statistic.term for statistic in step.statistics]
         roots += [part for accumulator in step.accumulators for part in (accumulator.term, accumulator.value)]
-    return _without_code(*roots)
+    found = _without_code(*roots)
+    if plan.program.listed is not None:
+        found.append(Unsupported("lists of keys have no CPU kernels", plan.output))
+    return found
 
 
 def backward_problems_of(backward: Backward) -> list[Unsupported]:
@@ -25,6 +28,8 @@ def backward_problems_of(backward: Backward) -> list[Unsupported]:
     plan = backward.plan
     roots = [plan.mask, *(root for step in backward.steps for root in expressions_of(step))]
     found = _without_code(*roots)
+    if plan.program.listed is not None:
+        found.append(Unsupported("lists of keys have no CPU kernels", plan.output))
     terms = [plan.mask]
     for step in backward.steps:
         if not isinstance(step, TokenMap):
