@@ -165,6 +165,12 @@ class Bundle:
         except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
             raise BundleError(f"the bundle {self._where} cannot be run here: {entry['name']}: {error}") from error
 
+    def refusal(self, widths: Widths, workload: Workload, target: Target) -> str | None:
+        """Whether the bundle lacks a kernel."""
+        if str(target) != self.target or Variant(widths, workload) not in self._entries:
+            return f"the bundle {self._where} has no such kernel"
+        return None
+
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> str:
         """Why the reference computes gradients."""
         return f"The bundle {self._where} holds no kernels for gradients: load the spec itself to train"

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from attnc.backends.protocol import Backend, BackwardKernel, Kernel
+from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Unsavable
 
 MANIFEST = "manifest.json"
 _T = TypeVar("_T")
@@ -147,6 +147,8 @@ def write_entry(entry: Path, kernel: Kernel | BackwardKernel, backend: str) -> N
         save_kernel(made, kernel, backend)
         with contextlib.suppress(OSError):  # another process was first
             made.rename(entry)
+    except Unsavable:
+        pass
     except OSError as error:
         _log.warning("the cache could not keep %s: %s", entry, error)
     finally:

@@ -102,6 +102,14 @@ class JustInTime:
 
         return cache.kernels.get(key, backend, build)
 
+    def refusal(self, widths: Widths, workload: Workload, target: Target) -> str | None:
+        """What the backend cannot run."""
+        try:
+            problems = backend_for(target, self._backend).problems(self.plan(widths), workload, target)
+        except UnsupportedError as error:
+            return str(error)
+        return problems[0].message if problems else None
+
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""
         from attnc import compiler

@@ -98,6 +98,15 @@ class Op:
         call = self._operators.forward_lse if return_lse else self._operators.forward
         return call(q, k, v, *values)
 
+    def refusal(self, q: Tensor, k: Tensor, v: Tensor, arguments: Mapping[str, Any], lse: bool = False) -> str | None:
+        """Why kernels would refuse these arguments, the gradients that they need included; ``None`` if they run.
+
+        ``arguments`` may hold more than the operator takes.
+        """
+        values = self._signature.bind({name: arguments[name] for name in self.arguments if name in arguments})
+        needs = library.needed(self._signature, q, k, v, values) if torch.is_grad_enabled() else ()
+        return self._runtime.refusal(q, k, v, values, lse, needs)
+
     def reference(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Any) -> Any:
         """The same by definition: eager torch in the dtype of the arguments, O(M·N) memory, differentiable."""
         values = self._signature.bind(arguments)

@@ -54,6 +54,10 @@ class KernelSource(Protocol):
         """
         ...
 
+    def refusal(self, widths: Widths, workload: Workload, target: Target) -> str | None:
+        """Why there is no such kernel, as far as can be told without building it."""
+        ...
+
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """How to train for the gradients of ``names``, or why the reference must.
 
@@ -83,6 +87,7 @@ class Runtime:
         self._source = source
         self._chosen: dict[tuple[Any, ...], Kernel] = {}
         self._training: dict[tuple[Any, ...], Training | str] = {}
+        self._refusals: dict[tuple[Any, ...], str | None] = {}
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool] = ()
@@ -121,6 +126,21 @@ class Runtime:
         """The derived backward for a call that needs some gradients, or why the reference serves them."""
         training = self._train(q, v, values, lse, needs)
         return training if isinstance(training, str) else training.backward
+
+    def refusal(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool] = ()
+    ) -> str | None:
+        """Why no kernel runs such a call, or none serves the gradients it needs."""
+        key = self._key(q, v, values, lse)
+        if key not in self._refusals:
+            try:
+                self._refusals[key] = self._source.refusal(*self._wanted(q, v, values, lse))
+            except TargetError as error:
+                self._refusals[key] = str(error)
+        if (refusal := self._refusals[key]) is not None or not any(needs):
+            return refusal
+        trained = self._train(q, v, values, lse, needs)
+        return trained if isinstance(trained, str) else None
 
     def pull(
         self,

@@ -98,6 +98,10 @@ class Space:
         return self.excluded(config)
 
 
+class Unsavable(Exception):
+    """A kernel that cannot be saved: it was not compiled."""
+
+
 class Kernel(Protocol):
     """Compiled code for one plan, workload and target."""
 

@@ -45,3 +45,9 @@ def test_gradients_of_a_shared_list(interpreter: Ask, name: str, seed: int) -> N
 @pytest.mark.parametrize("sizes", [{"N": 0}, {"M": 0}, {"longest": 0}, {"H": 40, "M": 2}])
 def test_gradients_at_borders(interpreter: Ask, sizes: dict[str, int], seed: int) -> None:
     interpreter("listed", case="softmax", heads="G", dtype="f32", seed=seed, gradients=True, sizes={**SMALL, **sizes})
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("name", ["dsa:dsa", "dsa:hisa", "dynamic_mask"])
+def test_routed_operators(interpreter: Ask, name: str, gradients: bool, seed: int) -> None:
+    interpreter("routed", case=name, seed=seed, gradients=gradients)

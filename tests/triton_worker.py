@@ -12,6 +12,7 @@ import traceback
 from dataclasses import replace
 
 import listed_cases
+import routed_cases
 import torch
 import triton_backward_cases
 import triton_cases
@@ -139,6 +140,11 @@ def compare_listed(request: dict[str, object]) -> None:
     (listed_cases.compare_gradients if request.get("gradients") else listed_cases.compare)(data, TARGET)
 
 
+def compare_routed(request: dict[str, object]) -> None:
+    """A routed operator whose kernels gather single keys."""
+    routed_cases.compare_gathered(str(request["case"]), int(request["seed"]), bool(request.get("gradients")))  # type: ignore[call-overload]
+
+
 def compare_library(request: dict[str, object]) -> dict[str, float]:
     """Largest errors of the functions that slots call: relative, absolute below 1."""
     from triton_library import errors
@@ -154,6 +160,7 @@ ACTIONS = {
     "program": compare_program,
     "library": compare_library,
     "listed": compare_listed,
+    "routed": compare_routed,
     "gradients": compare_gradients,
     "gradient strides": compare_gradient_strides,
     "gradient bits": compare_gradient_bits,

@@ -23,6 +23,7 @@ from attnc.routing.choose import choose, visible_pairs
 from attnc.routing.dense import Call, Choosers, Dense
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
+from attnc.routing.gathered import Gathered
 from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
 from attnc.routing.pools import window_count
 from attnc.routing.regroup import Regrouped
@@ -48,6 +49,11 @@ class Composite:
         self.signature = Signature.of(program)
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
         self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
+        self.gathered = {part.name: Gathered.of(part.bare, part.body, make) for part, _ in self.parts}
+        self.gathers: bool | None = None
+        """Whether to gather keys that were chosen one by one, where that can be done; ``None``: where it pays."""
+        self.used: dict[str, str] = {}
+        """How each attention was run last: ``gathered``, ``regrouped`` or ``masked``."""
         self.regroups: bool | None = None
         """Whether to regroup queries by what they chose; ``None``: where it pays."""
 
@@ -137,12 +143,20 @@ class Composite:
         """One attention, by its operator."""
         q, k, v = tokens
         choices = self.choices(part, call)
+        gathered = self.gathered[part.name]
+        if gathered is not None and (gathered.pays(call) if self.gathers is None else self.gathers):
+            lists = gathered.arguments(choices[-1], call)
+            if gathered.op.refusal(q, k, v, lists | dict(given), lse) is None:
+                self.used[part.name] = "gathered"
+                return gathered.run(q, k, v, lists, given, lse)
         regrouped = self.regrouped[part.name]
         if regrouped is not None and not lse and q.numel() and k.numel() and self._pays(regrouped, choices[0], call):
             names = regrouped.whole.arguments
             found = regrouped.run(q, k, v, choices[0], call, {name: given[name] for name in names})
             if found is not None:
+                self.used[part.name] = "regrouped"
                 return found
+        self.used[part.name] = "masked"
         chosen = [
             choice.words.expand(*shape, -1, -1).reshape([size_value(dim, call.sizes) for dim in source.dims])
             for source, choice in zip(part.chosen, choices, strict=True)

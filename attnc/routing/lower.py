@@ -25,6 +25,8 @@ NUMBERS, COUNTS = "numbers__", "counts__"
 class Part:
     """One attention. ``plain`` has no routes: it reads the choice of route ``n`` as its input ``chosen[n]``.
 
+    ``bare`` is ``plain`` without its choices.
+
     Where the keys are windows, ``key`` and ``value`` are what stands for k and v, and ``per_group`` says whether they
     are the same for all query heads of a key head.
     """
@@ -32,6 +34,7 @@ class Part:
     name: str
     body: Body
     plain: Program
+    bare: Program
     chosen: tuple[Input, ...]
     key: Window | None = None
     value: Window | None = None
@@ -45,8 +48,8 @@ def with_lists(program: Program, heads: str) -> Program:
     """
     dims: tuple[Node, ...] = (build.size("B"), build.size(heads) if heads else literal(1), build.size("M"))
     listed = Listed(Input(NUMBERS, Kind.INT, (*dims, build.size("L"))), Input(COUNTS, Kind.INT, dims))
-    inputs = (*program.inputs, listed.numbers, listed.counts)
-    return replace(program, inputs=inputs, listed=listed, body=replace(program.body, mask=LISTED))
+    made = _program(program, "", replace(program.body, mask=LISTED), (listed.numbers, listed.counts))
+    return replace(made, listed=listed)
 
 
 def is_plain(program: Program) -> bool:
@@ -80,7 +83,8 @@ def _part(program: Program, name: str, body: Body) -> Part:
         chosen.append(_chosen_input(route, at, varies))
         mask = apply("and", mask, _bit(route, chosen[-1]))
     plain = _program(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
-    return Part(name, body, plain, tuple(chosen))
+    bare = _program(program, name, replace(body, routes=()), ())
+    return Part(name, body, plain, bare, tuple(chosen))
 
 
 def _chosen_input(route: Route, at: int, varies: frozenset[str]) -> Input:
@@ -155,7 +159,7 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     inner = replace(inner, parameters=(*inner.parameters, Parameter(TOKENS, Kind.INT, None)))
     if not per_group:
         inner = replace(inner, group=build.index("h"))
-    return Part(name, body, inner, (), keys[0] if keys else None, values[0], per_group)
+    return Part(name, body, inner, inner, (), keys[0] if keys else None, values[0], per_group)
 
 
 def _uses_heads(node: Node) -> bool:

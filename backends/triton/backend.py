@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -31,7 +32,7 @@ class TritonBackend:
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
 
-        return tuple(find_problems(plan, workload, target))
+        return tuple(find_problems(plan, workload, _compiled_for(target)))
 
     def build(self, plan: Plan, workload: Workload, target: Target, config: Config = MappingProxyType({})) -> Kernel:
         from attnc.backends.triton.interpreter import is_interpreting
@@ -57,7 +58,7 @@ class TritonBackend:
     def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_backward_problems
 
-        return tuple(find_backward_problems(backward, workload, target))
+        return tuple(find_backward_problems(backward, workload, _compiled_for(target)))
 
     def build_backward(
         self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})
@@ -74,7 +75,15 @@ class TritonBackend:
         return load_backward(folder, manifest)
 
     def toolchain(self) -> str:
-        return f"triton {importlib.metadata.version('triton')}"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # asking Triton would import it
+        return f"triton {importlib.metadata.version('triton')}" + (" interpreted" if interpreted else "")
+
+
+def _compiled_for(target: Target) -> Target:
+    """The target; in the interpreter, tensors of the CPU are seen by what runs on a GPU."""
+    from attnc.backends.triton.interpreter import is_interpreting
+
+    return Target("cuda", "sm_90") if target.kind == "cpu" and is_interpreting() else target
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.backends.protocol import Target
+from attnc.backends.protocol import Target, Unsavable
 from attnc.backends.triton.call import Execute, TileLists, run, run_backward
 from attnc.backends.triton.driver import Driver, DriverError, Program
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
@@ -29,7 +29,7 @@ class _Interpreted:
     lists: TileLists = field(default_factory=TileLists)
 
     def save(self, folder: Path) -> Mapping[str, Any]:
-        raise RuntimeError("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
+        raise Unsavable("with TRITON_INTERPRET=1 nothing is compiled, so there is nothing to save")
 
 
 @dataclass(slots=True)
