@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from attnc import cache
-from attnc.backends.protocol import Kernel, Target, Workload
+from attnc.analyse.ranking import Ranking
+from attnc.backends.protocol import Kernel, Selector, Target, Workload
 from attnc.errors import BundleError
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
@@ -170,6 +171,10 @@ class Bundle:
         if str(target) != self.target or Variant(widths, workload) not in self._entries:
             return f"the bundle {self._where} has no such kernel"
         return None
+
+    def selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector | str:
+        """Why torch chooses."""
+        return f"the bundle {self._where} holds no kernels that choose"
 
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> str:
         """Why the reference computes gradients."""

@@ -21,11 +21,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Unsavable
+from attnc.backends.protocol import Backend, BackwardKernel, Choosing, Kernel, Selector, Unsavable
 
 MANIFEST = "manifest.json"
 _T = TypeVar("_T")
-_K = TypeVar("_K", bound=Kernel | BackwardKernel)
+_K = TypeVar("_K", bound=Kernel | BackwardKernel | Selector)
 _Load: TypeAlias = Callable[[Path, Mapping[str, Any]], _K]
 _log = logging.getLogger("attnc")
 
@@ -77,6 +77,10 @@ class KernelCache:
     def get_backward(self, key: str, backend: Backend, build: Callable[[], BackwardKernel]) -> BackwardKernel:
         """The same for the kernel of a backward."""
         return self._get(key, backend.name, backend.load_backward, build)
+
+    def get_selector(self, key: str, backend: Choosing, build: Callable[[], Selector]) -> Selector:
+        """The same for kernels that choose."""
+        return self._get(key, backend.name, backend.load_selector, build)
 
     def _get(
         self, key: str, backend: str, load: Callable[[Path, Mapping[str, Any]], _K], build: Callable[[], _K]
@@ -135,7 +139,7 @@ def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:
         return None
 
 
-def write_entry(entry: Path, kernel: Kernel | BackwardKernel, backend: str) -> None:
+def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Selector, backend: str) -> None:
     """Save ``kernel`` as the folder ``entry``; where the disk refuses, go on without."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -155,7 +159,7 @@ def write_entry(entry: Path, kernel: Kernel | BackwardKernel, backend: str) -> N
         shutil.rmtree(made, ignore_errors=True)
 
 
-def save_kernel(where: Path, kernel: Kernel | BackwardKernel, backend: str) -> dict[str, Any]:
+def save_kernel(where: Path, kernel: Kernel | BackwardKernel | Selector, backend: str) -> dict[str, Any]:
     """Write ``kernel`` and its manifest into an empty folder; the manifest is also returned."""
     saved = kernel.save(where)
     manifest = {"backend": backend, "kernel": dict(saved), "files": digests(where)}

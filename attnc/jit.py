@@ -10,9 +10,10 @@ from typing import Any
 from attnc import cache
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.hoist import hoist
+from attnc.analyse.ranking import Ranking
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Target, Workload
+from attnc.backends.protocol import BackwardKernel, Choosing, Config, Kernel, Selector, Target, Workload
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
 from attnc.plan import Plan
@@ -109,6 +110,19 @@ class JustInTime:
         except UnsupportedError as error:
             return str(error)
         return problems[0].message if problems else None
+
+    def selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector | str:
+        """The kernels that choose by a ranking, from the cache or built, or why there are none."""
+        backend = backend_for(target, self._backend)
+        if not isinstance(backend, Choosing):
+            return f"the {backend.name} backend has no kernels that choose"
+        if problems := backend.selector_problems(ranking, workload, target):
+            return problems[0].message
+        from attnc.ir.printer import print_program
+
+        what = "choose", print_program(ranking.program), ranking.heads, asdict(workload)
+        key = cache.key_of(*what, str(target), backend.name, backend.toolchain())
+        return cache.kernels.get_selector(key, backend, lambda: backend.build_selector(ranking, workload, target))
 
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""

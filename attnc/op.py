@@ -41,7 +41,7 @@ class Op:
         self.program = program
         self._runtime = Runtime(program, source)
         self._signature = self._runtime.signature
-        self._source = source
+        self.source = source
         self._plain = is_plain(program)
         if self._plain:
             self._operators = library.register(_operator_name(program, source), self._runtime)
@@ -61,7 +61,7 @@ class Op:
         """The steps of a program with routes, branches or windows."""
         from attnc.compiler import made_of_parts
 
-        return made_of_parts(self.program, self._source)
+        return made_of_parts(self.program, self.source)
 
     @property
     def hash(self) -> str:

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.ranking import Ranking
 from attnc.autotune.bucket import bucket_of
-from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
+from attnc.backends.protocol import BackwardKernel, Kernel, Selector, Target, Workload
 from attnc.errors import ArgumentError, TargetError
 from attnc.gradients import Call, gradients, results_for
 from attnc.ir.nodes import Kind
@@ -63,6 +64,10 @@ class KernelSource(Protocol):
 
         With ``workload.lse`` the backward takes the cotangent of the log-sum-exp too.
         """
+        ...
+
+    def selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector | str:
+        """Kernels that choose single keys by a ranking, or why torch must."""
         ...
 
     def lse_problem(self, widths: Widths) -> str | None:

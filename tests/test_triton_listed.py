@@ -51,3 +51,16 @@ def test_gradients_at_borders(interpreter: Ask, sizes: dict[str, int], seed: int
 @pytest.mark.parametrize("name", ["dsa:dsa", "dsa:hisa", "dynamic_mask"])
 def test_routed_operators(interpreter: Ask, name: str, gradients: bool, seed: int) -> None:
     interpreter("routed", case=name, seed=seed, gradients=gradients)
+
+
+CHOICES = ["indexer", "two stages", "bias", "scores", "heads", "keys of many", "none", "nothing", "everything"]
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_choices(interpreter: Ask, name: str, seed: int) -> None:
+    interpreter("choices", case=name, seed=seed)
+
+
+@pytest.mark.parametrize("sizes", [(5, 1), (1, 70), (20, 9), (0, 5), (3, 0)])
+def test_choices_at_borders(interpreter: Ask, sizes: tuple[int, int], seed: int) -> None:
+    interpreter("choices", case="indexer", seed=seed, sizes=sizes)

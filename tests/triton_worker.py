@@ -145,6 +145,11 @@ def compare_routed(request: dict[str, object]) -> None:
     routed_cases.compare_gathered(str(request["case"]), int(request["seed"]), bool(request.get("gradients")))  # type: ignore[call-overload]
 
 
+def compare_choices(request: dict[str, object]) -> None:
+    """Choices of single keys by kernels and in torch."""
+    routed_cases.compare_choices(str(request["case"]), int(request["seed"]), *request.get("sizes", ()))  # type: ignore[call-overload, misc]
+
+
 def compare_library(request: dict[str, object]) -> dict[str, float]:
     """Largest errors of the functions that slots call: relative, absolute below 1."""
     from triton_library import errors
@@ -161,6 +166,7 @@ ACTIONS = {
     "library": compare_library,
     "listed": compare_listed,
     "routed": compare_routed,
+    "choices": compare_choices,
     "gradients": compare_gradients,
     "gradient strides": compare_gradient_strides,
     "gradient bits": compare_gradient_bits,

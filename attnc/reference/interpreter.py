@@ -39,7 +39,7 @@ from attnc.ir.traverse import contains, postorder
 from attnc.operations import OPERATIONS, rope
 from attnc.reference.points import Points, Visible, grid, visible
 from attnc.routing.choose import choose, visible_pairs
-from attnc.routing.dense import Call
+from attnc.routing.dense import Call, Widened
 from attnc.routing.pools import window_count, window_means
 
 _ROW_AXES, _KEY_AXES = frozenset("bhi"), frozenset("bhj")
@@ -127,7 +127,7 @@ class Run:
 
     def call(self) -> Call:
         """What routes are chosen on."""
-        return Call(self.tokens, self.inputs, self.params, self.sizes, self.groups)
+        return Call(Widened(self.tokens, self.dtype), self.inputs, self.params, self.sizes, self.groups)
 
     def _chosen(self, body: Body) -> Tensor:
         """The pairs that the routes leave, ``[B, H, M, N]``."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,11 +24,25 @@ MOST_NUMBERS = 1 << 26
 """How many numbers of the widest kind are made at a time; choosers are taken in stretches that keep to it."""
 
 
+Kernels: TypeAlias = Callable[[Call, int, Sequence[Choice]], Choice | None]
+
+
+def _no_kernels(call: Call, at: int, before: Sequence[Choice]) -> Choice | None:
+    return None
+
+
 @torch.no_grad()
-def choose(call: Call, mask: Node, routes: Sequence[Route]) -> list[Choice]:
-    """The choices of the routes of one body, in order: each is among what those before it leave."""
+def choose(call: Call, mask: Node, routes: Sequence[Route], kernels: Kernels = _no_kernels) -> list[Choice]:
+    """The choices of the routes of one body, in order: each is among what those before it leave.
+
+    ``kernels(call, at, before)`` gives the choice of route ``at``, or ``None`` where it is to be made here.
+    """
     made: list[Choice] = []
-    for route in routes:
+    for at, route in enumerate(routes):
+        found = kernels(call, at, made)
+        if found is not None:
+            made.append(found)
+            continue
         made.append(_keep(call, route) if route.queries == "keep" else _choose(call, mask, made, route))
     return made
 

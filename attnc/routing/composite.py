@@ -20,14 +20,15 @@ from attnc.ir.program import Program
 from attnc.reference.evaluate import merge
 from attnc.routing.choice import Choice
 from attnc.routing.choose import choose, visible_pairs
-from attnc.routing.dense import Call, Choosers, Dense
+from attnc.routing.dense import Call, Choosers, Dense, Widened
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
 from attnc.routing.gathered import Gathered
 from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
 from attnc.routing.pools import window_count
 from attnc.routing.regroup import Regrouped
-from attnc.signature import Signature, size_value
+from attnc.routing.selecting import Selecting, words_of
+from attnc.signature import Signature
 from attnc.validate import check_call, split
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ class Composite:
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
         self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
         self.gathered = {part.name: Gathered.of(part.bare, part.body, make) for part, _ in self.parts}
+        self.selecting = {part.name: Selecting(part, op.source) for part, op in self.parts}
         self.gathers: bool | None = None
         """Whether to gather keys that were chosen one by one, where that can be done; ``None``: where it pays."""
         self.used: dict[str, str] = {}
@@ -123,7 +125,7 @@ class Composite:
         named = {x.name: tensor for x, tensor in zip(self.signature.inputs, inputs, strict=True)}
         env = {**sizes, "h": heads, **{name: x.tolist() for name, x in params.items()}, **named}
         groups = torch.as_tensor(evaluate(self.program.group, env)).expand(sizes["H"]).to(q.device)
-        tokens = {name: x.to(compute) for name, x in zip("qkv", (q, k, v), strict=True)}
+        tokens = Widened(dict(zip("qkv", (q, k, v), strict=True)), compute)
         return Call(tokens, named, params, sizes, groups)
 
     def chosen(
@@ -135,7 +137,7 @@ class Composite:
 
     def choices(self, part: Part, call: Call) -> list[Choice]:
         """What the routes of a part chose."""
-        return choose(call, part.body.mask, part.body.routes)
+        return choose(call, part.body.mask, part.body.routes, self.selecting[part.name])
 
     def _attend(
         self, part: Part, op: Op, call: Call, tokens: Sequence[Tensor], given: Mapping[str, Any], lse: bool
@@ -157,11 +159,7 @@ class Composite:
                 self.used[part.name] = "regrouped"
                 return found
         self.used[part.name] = "masked"
-        chosen = [
-            choice.words.expand(*shape, -1, -1).reshape([size_value(dim, call.sizes) for dim in source.dims])
-            for source, choice in zip(part.chosen, choices, strict=True)
-            for shape in [_heads(source.dims, call.sizes)]
-        ]
+        chosen = [words_of(choice, source, call.sizes) for source, choice in zip(part.chosen, choices, strict=True)]
         arguments: dict[str, Any] = dict(zip((source.name for source in part.chosen), chosen, strict=True))
         if part.value is not None:
             k, v = self._windows(part, call, q.dtype)
@@ -206,11 +204,5 @@ class Composite:
         """The output clause, ``[B, H, M, width]``; 0 where ``sees`` is false."""
         dense = Dense(call, Choosers(0, call.sizes["M"]), branches=outputs)
         output = dense.at(self.program.body.output).squeeze(3)
-        output = output.expand(*call.tokens["q"].shape[:3], -1)
+        output = output.expand(*(call.sizes[size] for size in "BHM"), -1)
         return output if sees is None else torch.where(sees[..., None], output, torch.zeros_like(output))
-
-
-def _heads(dims: Sequence[Any], sizes: Mapping[str, int]) -> list[int]:
-    """Batch rows and heads of an input of choices, 1 for what it does not have."""
-    names = {getattr(dim, "name", "") for dim in dims[:-1]}
-    return [sizes[name] if name in names else 1 for name in "BH"]

@@ -7,7 +7,7 @@ vary has size 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,14 +42,33 @@ FIRST_BOUND = 2
 """The dimension of ``n0``."""
 
 
+class Widened(Mapping[str, Tensor]):
+    """q, k and v by name in the type that is computed in, converted when first asked for; ``raw`` as they came."""
+
+    def __init__(self, raw: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.raw, self.dtype = raw, dtype
+        self._made: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._made:
+            self._made[name] = self.raw[name].to(self.dtype)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """The tensors and numbers of one call. ``tokens`` are q, k, v in the type that is computed in.
+    """The tensors and numbers of one call.
 
     ``groups [H]`` gives the key head of each query head.
     """
 
-    tokens: Mapping[str, Tensor]
+    tokens: Widened
     inputs: Mapping[str, Tensor]
     params: Mapping[str, Tensor]
     sizes: Mapping[str, int]
@@ -57,7 +76,7 @@ class Call:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tokens["q"].dtype
+        return self.tokens.dtype
 
     @property
     def device(self) -> torch.device:

@@ -30,7 +30,8 @@ COST = 4.0
 @dataclass(frozen=True, slots=True)
 class Gathered:
     """The operator of one attention over the lists of its last route. ``heads`` says who has one: ``H``, ``G``, or
-    nothing where all heads share it."""
+    nothing where all heads share it.
+    """
 
     op: Op
     route: Route
@@ -42,9 +43,9 @@ class Gathered:
 
         ``program`` is the plain one, without choices.
         """
-        if not body.routes or not is_by_key(body.routes[-1]) or _length(body.routes[-1]) is None:
+        if not body.routes or not is_by_key(body.routes[-1]) or bound_of(body.routes[-1]) is None:
             return None
-        heads = _who(body)
+        heads = who_chooses(body, len(body.routes))
         return cls(make(with_lists(program, heads)), body.routes[-1], heads)
 
     def pays(self, call: Call) -> bool:
@@ -82,14 +83,14 @@ def is_by_key(route: Route) -> bool:
 
 def longest(route: Route, sizes: Mapping[str, int]) -> int | None:
     """The length of the longest list that a route can choose; ``None`` where it depends on data."""
-    length = _length(route)
+    length = bound_of(route)
     if length is None:
         return None
     blocks = -(-sizes["N"] // int(evaluate(route.keys_block, sizes)))
     return max(0, min(int(evaluate(length, sizes)), blocks))
 
 
-def _length(route: Route) -> Node | None:
+def bound_of(route: Route) -> Node | None:
     """The bound as an expression of sizes."""
     rule = route.select
     if rule is None or route.always or route.also:
@@ -106,9 +107,9 @@ def _is_size(node: Node) -> bool:
     return isinstance(node, Size) and node.name in "BHGMNDE"
 
 
-def _who(body: Body) -> str:
-    """Whose lists differ: by the expressions of the mask and of all routes."""
-    roots = [body.mask, *(root for route in body.routes for root in route.roots())]
+def who_chooses(body: Body, routes: int) -> str:
+    """Whose choices differ, by the expressions of the mask and of the first ``routes`` routes: ``H``, ``G`` or none."""
+    roots = [body.mask, *(root for route in body.routes[:routes] for root in route.roots())]
     if not any("h" in root.axes for root in roots):
         return ""
     stop = {x for x in postorder(*roots) if isinstance(x, Pool) and x.over in "gh"}

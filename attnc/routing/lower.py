@@ -25,17 +25,20 @@ NUMBERS, COUNTS = "numbers__", "counts__"
 class Part:
     """One attention. ``plain`` has no routes: it reads the choice of route ``n`` as its input ``chosen[n]``.
 
-    ``bare`` is ``plain`` without its choices.
+    ``whole`` is the program it is a part of, ``bare`` is ``plain`` without its choices. ``visible[n]`` are the pairs
+    among which route ``n`` chooses.
 
     Where the keys are windows, ``key`` and ``value`` are what stands for k and v, and ``per_group`` says whether they
     are the same for all query heads of a key head.
     """
 
     name: str
+    whole: Program
     body: Body
     plain: Program
     bare: Program
     chosen: tuple[Input, ...]
+    visible: tuple[Node, ...]
     key: Window | None = None
     value: Window | None = None
     per_group: bool = True
@@ -48,7 +51,7 @@ def with_lists(program: Program, heads: str) -> Program:
     """
     dims: tuple[Node, ...] = (build.size("B"), build.size(heads) if heads else literal(1), build.size("M"))
     listed = Listed(Input(NUMBERS, Kind.INT, (*dims, build.size("L"))), Input(COUNTS, Kind.INT, dims))
-    made = _program(program, "", replace(program.body, mask=LISTED), (listed.numbers, listed.counts))
+    made = program_of(program, "", replace(program.body, mask=LISTED), (listed.numbers, listed.counts))
     return replace(made, listed=listed)
 
 
@@ -77,14 +80,16 @@ def _part(program: Program, name: str, body: Body) -> Part:
     chosen: list[Input] = []
     mask = body.mask
     varies = body.mask.axes
+    visible: list[Node] = []
     for at, route in enumerate(body.routes):
+        visible.append(mask)
         for root in route.roots():
             varies |= root.axes
         chosen.append(_chosen_input(route, at, varies))
         mask = apply("and", mask, _bit(route, chosen[-1]))
-    plain = _program(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
-    bare = _program(program, name, replace(body, routes=()), ())
-    return Part(name, body, plain, bare, tuple(chosen))
+    plain = program_of(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
+    bare = program_of(program, name, replace(body, routes=()), ())
+    return Part(name, program, body, plain, bare, tuple(chosen), tuple(visible))
 
 
 def _chosen_input(route: Route, at: int, varies: frozenset[str]) -> Input:
@@ -149,7 +154,7 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     became: dict[Node, Node] = {values[0]: build.token("v"), **{key: build.token("k") for key in keys}}
     became |= {build.size("N"): tokens, build.index("i"): position}
     plain = body.map(lambda node: substitute(node, became))
-    inner = _program(replace(program, space=()), name, plain, ())
+    inner = program_of(replace(program, space=()), name, plain, ())
     for _, root in inner.body.roots():
         for node in postorder(root):
             if isinstance(node, Size) and node.name not in {*"BHGMNDE"}:
@@ -159,14 +164,14 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     inner = replace(inner, parameters=(*inner.parameters, Parameter(TOKENS, Kind.INT, None)))
     if not per_group:
         inner = replace(inner, group=build.index("h"))
-    return Part(name, body, inner, inner, (), keys[0] if keys else None, values[0], per_group)
+    return Part(name, program, body, inner, inner, (), (), keys[0] if keys else None, values[0], per_group)
 
 
 def _uses_heads(node: Node) -> bool:
     return any(isinstance(part, Index) and part.name == "h" for part in postorder(node))
 
 
-def _program(program: Program, name: str, body: Body, chosen: Sequence[Input]) -> Program:
+def program_of(program: Program, name: str, body: Body, chosen: Sequence[Input]) -> Program:
     """``program`` with one body, and the inputs and parameters that it uses."""
     nodes = list(postorder(*(node for _, node in body.roots()), program.group))
     used = {node.input.name for node in nodes if isinstance(node, Read)}

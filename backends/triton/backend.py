@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attnc.analyse.gradient.backward import Backward
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Space, Target, Unsupported, Workload
+from attnc.analyse.ranking import Ranking
+from attnc.backends.protocol import BackwardKernel, Config, Kernel, Selector, Space, Target, Unsupported, Workload
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
@@ -73,6 +74,30 @@ class TritonBackend:
         from attnc.backends.triton.kernel import load_backward
 
         return load_backward(folder, manifest)
+
+    def selector_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        from attnc.backends.triton.choosing import find_problems
+
+        return tuple(find_problems(ranking, workload, _compiled_for(target)))
+
+    def build_selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector:
+        from attnc.backends.triton.choosing import INTERPRETED, lower_ranking
+        from attnc.backends.triton.compiling import compile_ranking
+        from attnc.backends.triton.interpreter import Interpreter, is_interpreting
+        from attnc.backends.triton.kernel import DeviceSelector, InterpretedSelector
+        from attnc.backends.triton.module import write_source
+
+        if is_interpreting():
+            name, lowered = ranking.program.name, lower_ranking(ranking, workload, INTERPRETED, "f32")
+            texts = {"slots.py": write_source(name, lowered.functions)}
+            return InterpretedSelector(lowered.recipe, texts, Interpreter(name, lowered))
+        made = compile_ranking(ranking, workload, target)
+        return DeviceSelector(*_ready(made.lowered, made.source, made.binaries, target))
+
+    def load_selector(self, folder: Path, manifest: Mapping[str, Any]) -> Selector:
+        from attnc.backends.triton.kernel import load_selector
+
+        return load_selector(folder, manifest)
 
     def toolchain(self) -> str:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # asking Triton would import it

@@ -196,8 +196,29 @@ def _call(
         layout = recipe.layouts.get(name)
         call.tensors[name] = _laid_out(tensor, layout) if layout else _last_contiguous(tensor)
     given = dict(zip(recipe.inputs, inputs, strict=True))
-    call.tensors |= {name: _last_contiguous(tensor) for name, tensor in given.items()}
+    for name, tensor in given.items():
+        layout = recipe.layouts.get(name)
+        call.tensors[name] = _laid_out(tensor, layout) if layout else _last_contiguous(tensor)
     return call, given
+
+
+def bound_call(
+    recipe: Recipe,
+    q: Tensor,
+    k: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[float],
+    sizes: dict[str, int],
+) -> Call:
+    """A call whose tensors are laid out, for kernels that neither read v nor write an output.
+
+    Raises:
+        SizeError: a size does not fit the kernels' counters.
+    """
+    for name, size in sizes.items():
+        if size > _LARGEST_SIZE:
+            raise SizeError(f"{name} = {size} is beyond the {_LARGEST_SIZE} that kernels count to")
+    return _call(recipe, q, k, k, inputs, parameters, dict(sizes))[0]
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:

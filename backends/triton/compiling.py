@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
+from attnc.backends.triton.choosing import lower_ranking, tile_for
 from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, gather_candidates
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
@@ -85,6 +87,16 @@ def compile_with(plan: Plan, workload: Workload, target: Target, config: Config)
     module = import_source(plan.program.name, source)
     binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
     return Compiled(lowered, source, binaries, config)
+
+
+def compile_ranking(ranking: Ranking, workload: Workload, target: Target) -> Compiled:
+    """Compile a choice of single keys."""
+    tile = tile_for(workload, target, ranking.key.width if ranking.key else 0)
+    lowered = lower_ranking(ranking, workload, tile, precision(target))
+    source = write_source(ranking.program.name, lowered.functions, lowered.library)
+    module = import_source(ranking.program.name, source)
+    binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
+    return Compiled(lowered, source, binaries, Config(tile.rows, tile.keys, tile.warps, tile.stages))
 
 
 def precision(target: Target) -> str:

@@ -15,6 +15,7 @@ def template(family: str) -> Any:
         from attnc.templates.hopper.backward import walk
 
         return walk
+    from attnc.templates.triton.choose import rank, select
     from attnc.templates.triton.gather import gather, spread
     from attnc.templates.triton.scatter import scatter, settle
     from attnc.templates.triton.split import combine, split
@@ -22,5 +23,5 @@ def template(family: str) -> Any:
     from attnc.templates.triton.tiles import tiles
     from attnc.templates.triton.token import token
 
-    kernels = (stream, split, combine, gather, spread, tiles, token, scatter, settle)
+    kernels = (stream, split, combine, gather, spread, rank, select, tiles, token, scatter, settle)
     return {kernel.__name__: kernel for kernel in kernels}[family]

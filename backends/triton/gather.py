@@ -15,7 +15,7 @@ from attnc.ir.program import LISTED
 GROUP, LONGEST = "group", "L"
 """Sizes of a call: query heads of a key head, and the longest list there could be."""
 
-_HEADS = {"": 0, "G": 1, "H": 2}
+LIST_HEADS = {"": 0, "G": 1, "H": 2}
 
 
 def add_gather(
@@ -54,7 +54,7 @@ def add_gather(
         "BLOCK": heads if over == "keys" else places,
         "INNER_BLOCK": places if over == "keys" else heads,
         "PACKED": packed,
-        "LIST_HEADS": _HEADS[program.listed.heads],
+        "LIST_HEADS": LIST_HEADS[program.listed.heads],
         "FULL_TILES": assembly.visibility.mask is LISTED,
         "VALUES": table.values,
         "SUMS": table.sums,

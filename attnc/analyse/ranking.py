@@ -1,0 +1,127 @@
+"""Ranks of single keys as kernels compute them: a sum over an extra axis of a function of one dot product."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from attnc.ir import build
+from attnc.ir.build import apply
+from attnc.ir.nodes import Apply, Bound, Dot, Index, Input, Kind, Literal, Node, Param, Read, Size, Token, Total
+from attnc.ir.program import Program, Route
+from attnc.ir.traverse import postorder, substitute
+
+TOKENS = {"q": ("b", "h", "row"), "k": ("b", "g", "j"), "v": ("b", "g", "j")}
+
+
+@dataclass(frozen=True, slots=True)
+class Operand:
+    """Vectors of a tensor: ``places`` says which index each dimension but the last is read at: one of ``b h g n``, or
+    ``token`` for the row or the key.
+    """
+
+    tensor: str
+    places: tuple[str, ...]
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """How the queries of a program choose single keys, one by one.
+
+    The rank of a pair is ``final``, in which ``total`` stands for the sum over ``n < count`` of ``term``, and ``term``
+    for a function of ``product``, the dot product of a vector of the query and one of the key (both may be ``None``).
+    The ``longest`` highest ranks of the keys in ``visible`` are chosen. ``heads`` says who chooses: ``H``, ``G``, or
+    nothing, where all heads choose together.
+    """
+
+    program: Program
+    visible: Node
+    final: Node
+    total: Node | None
+    term: Node
+    count: Node
+    product: Dot | None
+    query: Operand | None
+    key: Operand | None
+    longest: Node
+    heads: str
+
+
+def ranking_of(program: Program, visible: Node, route: Route, longest: Node, heads: str) -> Ranking | str:
+    """The ranking of a route of a program whose widths are set, or why it is not one.
+
+    ``visible`` is the mask, earlier routes included; ``program`` declares the inputs of both.
+    """
+    assert route.rank is not None
+    plain = {build.index("J"): build.index("j")}
+    rank = substitute(route.rank, plain)
+    if route.candidates is not None:
+        visible = apply("and", visible, substitute(route.candidates, plain))
+    for node in postorder(rank, visible):
+        if (reason := _refused(node)) is not None:
+            return reason
+    if any(isinstance(node, Dot | Total) for node in postorder(visible)):
+        return "candidates that depend on vectors"
+    totals = [node for node in postorder(rank) if isinstance(node, Total)]
+    if len(totals) > 1:
+        return "several sums over extra axes"
+    total: Node | None = totals[0] if totals else None
+    count: Node = build.literal(1)
+    term: Node = build.literal(0.0)
+    if isinstance(total, Total):
+        term, count = total.x, total.index.extent
+    outside = [node for node in postorder(rank, stop=totals) if isinstance(node, Dot)]
+    inside = [node for node in postorder(term) if isinstance(node, Dot)]
+    if len(outside) + len(inside) > 1:
+        return "several dot products"
+    product = next(iter(outside + inside), None)
+    if total is None and isinstance(product, Dot):
+        total = term = product
+    query = key = None
+    if isinstance(product, Dot):
+        sides = [_operand(node) for node in (product.a, product.b)]
+        by_side = {side: one for one, side in (found for found in sides if found is not None)}
+        if by_side.keys() != {"row", "j"}:
+            return "a dot product of others than stored vectors of a query and a key"
+        query, key = by_side["row"], by_side["j"]
+        if query.width & (query.width - 1) or not 16 <= query.width <= 512:
+            return "vectors whose width is no power of two from 16 to 512"
+    return Ranking(program, visible, rank, total, term, count, product, query, key, longest, heads)
+
+
+def _refused(node: Node) -> str | None:
+    match node:
+        case Literal() | Size() | Param() | Apply() | Dot() | Total() | Bound():
+            return None
+        case Index(name="b" | "h" | "g" | "row" | "i" | "j"):
+            return None
+        case Read() | Token():
+            return None
+        case _:
+            return f"`{type(node).__name__.lower()}` in a rank"
+
+
+def _operand(node: Node) -> tuple[Operand, str] | None:
+    """A vector of a token as it is stored, and whose it is: ``row`` or ``j``."""
+    match node:
+        case Token(name=name, width=Literal(value=width)):
+            *places, side = TOKENS[name]
+            return Operand(name, (*places, "token"), int(width)), side
+        case Read(input=Input(name=name, kind=Kind.REAL), indices=(*closed, None), width=Literal(value=width)):
+            places = [_place(at) for at in closed]
+            sides = {at.name for at in closed if isinstance(at, Index) and at.name in ("row", "j")}
+            if None in places or places.count("token") != 1 or len(sides) != 1:
+                return None
+            return Operand(name, tuple(str(place) for place in places), int(width)), sides.pop()
+    return None
+
+
+def _place(at: Node | None) -> str | None:
+    match at:
+        case Index(name="b" | "h" | "g" as name):
+            return name
+        case Index(name="row" | "j"):
+            return "token"
+        case Bound():
+            return "n"
+    return None
