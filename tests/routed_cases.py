@@ -60,12 +60,15 @@ def compare_gathered(name: str, seed: int, gradients: bool) -> None:
 
 CHOICES = {
     "indexer": "input a: real[B, 3, M, 16] input c: real[B, N, 16] input w: real[B, M, 3] mask causal "
-    "route keys(block=1) per query { rank sum(n, w[b, row, n] * relu(dot(a[b, n, row, :], c[b, j, :]))) select top(7) }",
+    "route keys(block=1) per query { "
+    "rank sum(n, w[b, row, n] * relu(dot(a[b, n, row, :], c[b, j, :]))) select top(7) }",
     "two stages": "input a: real[B, 3, M, 16] input c: real[B, N, 16] input w: real[B, M, 3] mask causal "
     "route keys(block=4) per query { rank sum(n, w[b, row, n] * relu(dot(a[b, n, row, :], mean(c[b, j, :])))) "
     "select top(3) always first(1), last(1) } "
-    "route keys(block=1) per query { rank sum(n, w[b, row, n] * relu(dot(a[b, n, row, :], c[b, j, :]))) select top(7) }",
-    "bias": "input x: real[B, G, N] mask causal and i - j < 11 route keys(block=1) per query { rank x[b, g, j] select top(5) }",
+    "route keys(block=1) per query { "
+    "rank sum(n, w[b, row, n] * relu(dot(a[b, n, row, :], c[b, j, :]))) select top(7) }",
+    "bias": "input x: real[B, G, N] mask causal and i - j < 11 "
+    "route keys(block=1) per query { rank x[b, g, j] select top(5) }",
     "scores": "route keys(block=1) per query { rank dot(q, k) * scale - 0.25 * (j - 3) select top(N // 3) }",
     "heads": "input x: real[H, M, N] input doc: int[B, N] mask same_document(doc) "
     "route keys(block=1) per query { rank x[h, row, j] candidates J % 3 != 1 select top(4) }",

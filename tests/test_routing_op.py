@@ -215,3 +215,39 @@ def test_what_was_chosen_is_drawn(generator: torch.Generator, tmp_path: Any) -> 
     assert CliRunner().invoke(app, ["draw", str(SPECS.parent / "causal.attn")]).exit_code == 2
     with pytest.raises(attnc.ArgumentError, match="no routes"):
         attnc.load(SPECS.parent / "causal.attn").draw_routes(q, k, v)
+
+
+COMPILED = ["moba:moba", "nsa", "dsa:hisa", "star", "mosa", "hyper", "seer:prefill"]
+at_once = [pytest.param(name, marks=[] if name in ("nsa", "dsa:hisa") else [pytest.mark.slow]) for name in COMPILED]
+
+
+@pytest.mark.parametrize("name", at_once)
+def test_compiled_as_one_graph(name: str, generator: torch.Generator) -> None:
+    """Forward and backward without a break, and the results of eager mode."""
+    case = next(case for case in CASES if case.name == name)
+    made = make(case, generator)
+    names = [name for name, x in made.inputs.items() if x.is_floating_point()]
+    real = [x.float() for x in (*made.tokens, *(made.inputs[name] for name in names))]
+    cotangent = torch.randn(real[0].shape[:3] + made.tokens[2].shape[3:], generator=generator)
+    results = []
+    for call in (made.op, torch.compile(made.op, fullgraph=True, backend="aot_eager")):
+        leaves = [x.clone().requires_grad_() for x in real]
+        out = call(*leaves[:3], **{**made.arguments, **dict(zip(names, leaves[3:], strict=True))})
+        results.append((out, *torch.autograd.grad(out, leaves, cotangent, allow_unused=True)))
+    for eager, compiled in zip(*results, strict=True):
+        if eager is None:
+            assert compiled is None or not compiled.any()
+        else:
+            torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_exported(generator: torch.Generator, tmp_path: Any) -> None:
+    op = attnc.loads("attention a { mask causal route keys(block=4) per query { rank dot(q, mean(k)) select top(2) } }")
+
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
+            return op(q, k, v, return_lse=True)
+
+    given = tuple(torch.randn(1, 2, n, 16, generator=generator) for n in (9, 20, 20))
+    exported = torch.export.export(Model(), given)
+    torch.testing.assert_close(exported.module()(*given), op(*given, return_lse=True), rtol=1e-5, atol=1e-5)

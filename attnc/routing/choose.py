@@ -73,7 +73,7 @@ def _keep(call: Call, route: Route) -> Choice:
 def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> Choice:
     block = _static(call, route.keys_block)
     blocks = -(-call.sizes["N"] // block)
-    every = _all_choosers(call, route)
+    every = choosers_of(call, route)
     if not call.sizes["M"] or not call.sizes["N"]:
         shape = (1, 1, every.count(call.shift), -(-blocks // WORD))
         none = torch.zeros(shape, dtype=torch.int32, device=call.device)
@@ -89,9 +89,10 @@ def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> C
     return Choice(Words(torch.cat([word.expand(*heads, -1, -1) for word in words], 2)), block, blocks, every)
 
 
-def _all_choosers(call: Call, route: Route) -> Choosers:
+def choosers_of(call: Call, route: Route) -> Choosers:
+    """All who choose by a route."""
     rows = call.sizes["M"]
-    if route.queries == "query":
+    if route.queries in ("query", "keep"):
         return Choosers(0, rows)
     if route.queries == "head":
         return Choosers(0, rows, 0)

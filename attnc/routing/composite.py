@@ -27,8 +27,8 @@ from attnc.routing.gathered import Gathered
 from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
 from attnc.routing.pools import window_count
 from attnc.routing.regroup import Regrouped
-from attnc.routing.selecting import Selecting, words_of
-from attnc.signature import Signature
+from attnc.routing.selecting import Selecting, from_words, words_of
+from attnc.signature import Signature, size_value
 from attnc.validate import check_call, split
 
 if TYPE_CHECKING:
@@ -79,14 +79,20 @@ class Composite:
                 drawn.append(f"{part.plain.name}\n" + draw_choices(call, part.body.mask, choices, widths, b, h))
         return "\n\n".join(drawn) + "\n"
 
-    def run(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool) -> Any:
-        """The output, with the log-sum-exp if ``lse``; ``values`` are those of :meth:`Signature.bind`."""
+    def run(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, states: Sequence[Tensor] | None = None
+    ) -> Any:
+        """The output, with the log-sum-exp if ``lse``; ``values`` are those of :meth:`Signature.bind`.
+
+        ``states`` are the choices of such a call before (:meth:`choose_all`), which are made if they are not given.
+        """
         sizes = check_call(self.program, self.signature, q, k, v, values)
         call = self.call(q, k, v, values, sizes)
+        chosen = self._made(call, None if states is None else list(states))
         given = dict(zip(self.signature.names, values, strict=True))
         if not self.program.branches:
             ((part, op),) = self.parts
-            return self._attend(part, op, call, (q, k, v), given, lse)
+            return self._attend(part, op, call, (q, k, v), given, lse, chosen[part.name])
         outputs: dict[tuple[str, ...], Tensor] = {}
         rows: dict[str, Tensor] = {}
         used = combines(self.program)
@@ -96,10 +102,10 @@ class Composite:
         for part, op in self.parts:
             has_lse = log_denominator(part.body.weight) is not None
             wants = part.name in merged or (must_see and has_lse)
-            found = self._attend(part, op, call, (q, k, v), given, wants)
+            found = self._attend(part, op, call, (q, k, v), given, wants, chosen[part.name])
             outputs[part.name,], rows[part.name] = found if wants else (found, found)
             if must_see:
-                sees |= rows[part.name] > float("-inf") if wants else self._sees(part, call)
+                sees |= rows[part.name] > float("-inf") if wants else self._sees(part, call, chosen[part.name])
         for node in used:
             if len(node.names) > 1:
                 found = [outputs[name,].to(rows[name].dtype) for name in node.names]
@@ -139,12 +145,65 @@ class Composite:
         """What the routes of a part chose."""
         return choose(call, part.body.mask, part.body.routes, self.selecting[part.name])
 
+    # Choices as tensors, to be kept between a forward and its backward
+
+    def choose_all(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any]) -> list[Tensor]:
+        """The choices of a call as tensors: lists where each query chose single keys, else words."""
+        found = self.chosen(q, k, v, values)
+        return [
+            x.contiguous()
+            for part, _ in self.parts
+            for at, choice in enumerate(found[part.name][1])
+            for x in self._as_tensors(part, at, choice, found[part.name][0])
+        ]
+
+    def states_like(self, q: Tensor, sizes: Mapping[str, int]) -> list[Tensor]:
+        """Empty tensors like those of :meth:`choose_all`."""
+        made: list[Tensor] = []
+        for part, _ in self.parts:
+            for at, source in enumerate(part.chosen):
+                gathered = self._lists(part, at)
+                shapes = [[size_value(dim, sizes) for dim in source.dims]]
+                if gathered is not None:
+                    shapes = gathered.shapes(sizes)
+                made += [q.new_empty(shape, dtype=torch.int32) for shape in shapes]
+        return made
+
+    def _lists(self, part: Part, at: int) -> Gathered | None:
+        """Whether the choice of a route is kept as lists."""
+        return self.gathered[part.name] if at == len(part.chosen) - 1 else None
+
+    def _as_tensors(self, part: Part, at: int, choice: Choice, call: Call) -> list[Tensor]:
+        if (gathered := self._lists(part, at)) is not None:
+            return list(gathered.arguments(choice, call).values())
+        return [words_of(choice, part.chosen[at], call)]
+
+    def _made(self, call: Call, states: list[Tensor] | None) -> dict[str, list[Choice]]:
+        """The choices of each attention, made now or taken from ``states``."""
+        if states is None:
+            return {part.name: self.choices(part, call) for part, _ in self.parts}
+        found: dict[str, list[Choice]] = {}
+        for part, _ in self.parts:
+            found[part.name] = []
+            for at, (source, route) in enumerate(zip(part.chosen, part.body.routes, strict=True)):
+                if (gathered := self._lists(part, at)) is not None:
+                    found[part.name].append(gathered.choice(states.pop(0), states.pop(0), call))
+                else:
+                    found[part.name].append(from_words(states.pop(0), route, source, call))
+        return found
+
     def _attend(
-        self, part: Part, op: Op, call: Call, tokens: Sequence[Tensor], given: Mapping[str, Any], lse: bool
+        self,
+        part: Part,
+        op: Op,
+        call: Call,
+        tokens: Sequence[Tensor],
+        given: Mapping[str, Any],
+        lse: bool,
+        choices: Sequence[Choice],
     ) -> Any:
         """One attention, by its operator."""
         q, k, v = tokens
-        choices = self.choices(part, call)
         gathered = self.gathered[part.name]
         if gathered is not None and (gathered.pays(call) if self.gathers is None else self.gathers):
             lists = gathered.arguments(choices[-1], call)
@@ -159,7 +218,7 @@ class Composite:
                 self.used[part.name] = "regrouped"
                 return found
         self.used[part.name] = "masked"
-        chosen = [words_of(choice, source, call.sizes) for source, choice in zip(part.chosen, choices, strict=True)]
+        chosen = [words_of(choice, source, call) for source, choice in zip(part.chosen, choices, strict=True)]
         arguments: dict[str, Any] = dict(zip((source.name for source in part.chosen), chosen, strict=True))
         if part.value is not None:
             k, v = self._windows(part, call, q.dtype)
@@ -185,14 +244,13 @@ class Composite:
         key = dense.at(part.key).flatten(2, 3).to(dtype)
         return key.expand(call.sizes["B"], call.sizes["H"], -1, -1), value
 
-    def _sees(self, part: Part, call: Call) -> Tensor:
+    def _sees(self, part: Part, call: Call, choices: Sequence[Choice]) -> Tensor:
         """Which rows see a key, ``[B or 1, H or 1, M]``."""
         if part.value is not None:
             assert part.body.windows is not None
             length, stride = (int(evaluate(size, call.sizes)) for size in part.body.windows)
             count = window_count(call.sizes["N"], length, stride)
             return Dense(call, Choosers(0, call.sizes["M"]), keys=count).at(part.body.mask).any(3)
-        choices = self.choices(part, call)
         step = max(1, STRETCH // max(1, call.sizes["N"] * call.sizes["B"] * call.sizes["H"]))
         found = [
             visible_pairs(call, part.body.mask, choices, lo, min(lo + step, call.sizes["M"])).any(3)

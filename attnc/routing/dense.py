@@ -47,12 +47,13 @@ class Widened(Mapping[str, Tensor]):
 
     def __init__(self, raw: Mapping[str, Tensor], dtype: torch.dtype) -> None:
         self.raw, self.dtype = raw, dtype
-        self._made: dict[str, Tensor] = {}
+        self._made: dict[tuple[str, bool], Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        if name not in self._made:
-            self._made[name] = self.raw[name].to(self.dtype)
-        return self._made[name]
+        key = name, torch.is_grad_enabled()  # what was converted for a choice has no gradient
+        if key not in self._made:
+            self._made[key] = self.raw[name].to(self.dtype)
+        return self._made[key]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.raw)

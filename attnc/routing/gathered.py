@@ -13,8 +13,8 @@ from attnc.analyse.scalar import evaluate
 from attnc.ir.nodes import Apply, Index, Kind, Literal, Node, Pool, Size, Token
 from attnc.ir.program import Body, Program, Route
 from attnc.ir.traverse import postorder
-from attnc.routing.choice import Choice
-from attnc.routing.dense import Call
+from attnc.routing.choice import Choice, Lists
+from attnc.routing.dense import Call, Choosers
 from attnc.routing.lower import COUNTS, NUMBERS, with_lists
 
 if TYPE_CHECKING:
@@ -62,11 +62,24 @@ class Gathered:
         lists = choice.lists(most)
         numbers, counts = lists.numbers, lists.counts
         heads = {"": 1, "G": call.sizes["G"], "H": call.sizes["H"]}[self.heads]
-        if self.heads == "G" and numbers.shape[1] > 1:
+        if self.heads == "G" and numbers.shape[1] == call.sizes["H"]:
             first = (call.groups == torch.arange(heads, device=call.device)[:, None]).int().argmax(1)
             numbers, counts = numbers[:, first], counts[:, first]
         numbers = numbers.expand(call.sizes["B"], heads, -1, -1)
         return {NUMBERS: numbers, COUNTS: counts.expand(call.sizes["B"], heads, -1)}
+
+    def shapes(self, sizes: Mapping[str, int]) -> list[list[int]]:
+        """The shapes of :meth:`arguments`."""
+        most = longest(self.route, sizes)
+        assert most is not None
+        heads = {"": 1, "G": sizes["G"], "H": sizes["H"]}[self.heads]
+        return [[sizes["B"], heads, sizes["M"], most], [sizes["B"], heads, sizes["M"]]]
+
+    def choice(self, numbers: Tensor, counts: Tensor, call: Call) -> Choice:
+        """The choice that :meth:`arguments` came from."""
+        if self.heads == "G" and call.sizes["G"] == call.sizes["H"]:
+            numbers, counts = numbers[:, call.groups], counts[:, call.groups]
+        return Choice(Lists(numbers, counts), 1, call.sizes["N"], Choosers(0, call.sizes["M"]))
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, lists: Mapping[str, Tensor], given: Mapping[str, Any], lse: bool

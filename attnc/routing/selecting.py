@@ -14,9 +14,10 @@ from attnc.analyse.scalar import evaluate
 from attnc.backends.protocol import Selector, Workload
 from attnc.errors import TargetError
 from attnc.ir.nodes import Input, Size
-from attnc.ir.program import Program
+from attnc.ir.program import Program, Route
 from attnc.ir.specialize import specialize
-from attnc.routing.choice import Choice, Lists
+from attnc.routing.choice import Choice, Lists, Words, by_head
+from attnc.routing.choose import choosers_of
 from attnc.routing.dense import Call, Choosers
 from attnc.routing.gathered import bound_of, is_by_key, longest, who_chooses
 from attnc.routing.lower import Part, program_of
@@ -41,7 +42,7 @@ class Selecting:
             return None
         q, k = call.tokens.raw["q"], call.tokens.raw["k"]
         chosen = {
-            source.name: words_of(choice, source, call.sizes)
+            source.name: words_of(choice, source, call)
             for source, choice in zip(self.part.chosen, before, strict=False)
             if source.name in {x.name for x in ranking.program.inputs}
         }
@@ -68,7 +69,7 @@ class Selecting:
         given = {**sizes, "count": int(evaluate(ranking.count, sizes))}
         selector.run(q.detach(), k.detach(), [x.detach() for x in inputs], list(numbers_of_call.values()), given,
                      numbers, counts)  # fmt: skip
-        if ranking.heads == "G":
+        if ranking.heads == "G" and sizes["G"] == sizes["H"]:
             numbers, counts = numbers[:, call.groups], counts[:, call.groups]
         return Choice(Lists(numbers, counts), 1, sizes["N"], Choosers(0, sizes["M"]))
 
@@ -92,8 +93,23 @@ class Selecting:
         return ranking_of(program, inner.mask, inner.routes[0], length, who_chooses(self.part.body, at + 1))
 
 
-def words_of(choice: Choice, source: Input, sizes: Mapping[str, int]) -> Tensor:
+def words_of(choice: Choice, source: Input, call: Call) -> Tensor:
     """The bits of a choice as the input that reads them."""
+    shape = _heads(source, call.sizes)
+    bits = by_head(choice.words, call) if shape[1] > 1 else choice.words[:, :1]
+    return bits.expand(*shape, -1, -1).reshape([size_value(dim, call.sizes) for dim in source.dims])
+
+
+def from_words(bits: Tensor, route: Route, source: Input, call: Call) -> Choice:
+    """The inverse of :func:`words_of` for the choice of a route."""
+    choosers = choosers_of(call, route)
+    block = 0 if route.queries == "keep" else size_value(route.keys_block, call.sizes)
+    blocks = -(-call.sizes["N"] // block) if block else 1
+    held = Words(bits.view(*_heads(source, call.sizes), choosers.count(call.shift), bits.shape[-1]))
+    return Choice(held, block, blocks, choosers)
+
+
+def _heads(source: Input, sizes: Mapping[str, int]) -> list[int]:
+    """Batch rows and heads of an input of choices, 1 for what it does not have."""
     names = {dim.name for dim in source.dims[:-1] if isinstance(dim, Size)}
-    shape = [sizes[name] if name in names else 1 for name in "BH"]
-    return choice.words.expand(*shape, -1, -1).reshape([size_value(dim, sizes) for dim in source.dims])
+    return [sizes[name] if name in names else 1 for name in "BH"]

@@ -48,7 +48,7 @@ def tile_for(workload: Workload, target: Target, width: int) -> Tile:
     if workload.dtype == "f32" or width > 256:
         return Tile(32, 32, 4, 1, 2048)
     stages = 1 if target.kind == "hip" else 3
-    return Tile(128, 128, 8, stages, 2048) if width <= 128 else Tile(64, 64, 4, min(stages, 2), 2048)
+    return Tile(64, 128, 8, stages, 2048) if width <= 128 else Tile(64, 64, 4, min(stages, 2), 2048)
 
 
 def find_problems(ranking: Ranking, workload: Workload, target: Target) -> Iterator[Unsupported]:
