@@ -6,11 +6,13 @@
 ``spec.attn``        the text it was compiled from, for people
 ``kernels/NAME/``    what the backend saved
 ``sources/NAME/``    generated source and assembly, for people
+``parts/DIGEST/``    the same two folders for each attention that a program with routes, branches or windows is made of
 =================== =====================================================================================
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import shutil
@@ -24,13 +26,15 @@ from attnc import cache
 from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import Kernel, Selector, Target, Workload
 from attnc.errors import BundleError
+from attnc.ir.nodes import Input
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
+from attnc.routing.lower import is_choice
 from attnc.runtime import Sizes, Widths
 from attnc.targets import backend_for
 
 KIND = "attnc bundle"
-FORMAT = 1
+FORMAT = 2
 MANIFEST = cache.MANIFEST
 
 WIDER: Mapping[str, tuple[str, ...]] = {
@@ -62,8 +66,11 @@ def write_bundle(
     target: Target,
     backend: str,
     kernels: Mapping[Variant, Kernel],
+    parts: Sequence[tuple[Program, Mapping[Variant, Kernel]]] = (),
 ) -> None:
     """Write a bundle as the folder ``where``, in one step: nothing or a whole one stands there afterwards.
+
+    ``parts`` are the attentions that ``program`` is made of, with their kernels, if it has routes, branches or windows.
 
     Raises:
         BundleError: something that is not a bundle stands there already.
@@ -86,6 +93,10 @@ def write_bundle(
             "machine": (target.arch or platform.machine()) if target.kind == "cpu" else "",
             "backend": backend,
             "kernels": entries,
+            "parts": {
+                _digest(part): [_write_kernel(made / "parts" / _digest(part), *one) for one in held.items()]
+                for part, held in parts
+            },
             "files": cache.digests(made),
         }
         (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -94,6 +105,11 @@ def write_bundle(
         made.rename(where)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _digest(program: Program) -> str:
+    """What a part goes by: its printed text."""
+    return cache.digest_of(print_program(program))
 
 
 def _write_kernel(made: Path, variant: Variant, kernel: Kernel) -> dict[str, Any]:
@@ -135,10 +151,25 @@ class Bundle:
             self._backend = str(manifest["backend"])
             self.tag = f"{where.resolve()} {cache.key_of(manifest)}"
             self._entries = {_variant(entry): entry for entry in manifest["kernels"]}
+            self._parts = {
+                digest: {_variant(entry): entry for entry in entries}
+                for digest, entries in manifest.get("parts", {}).items()
+            }
+            self._folder = where
         except (KeyError, TypeError, ValueError, AttributeError, Unreadable, OSError) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"the bundle {where} is damaged: {MANIFEST}: {error}") from None
+
+    def of_part(self, program: Program) -> Bundle:
+        """The kernels of an attention that the program is made of; none, if it was compiled without."""
+        digest = _digest(program)
+        part = copy.copy(self)
+        part.program = program
+        part.tag = f"{self.tag} {digest}"
+        part._entries = self._parts.get(digest, {})
+        part._folder = self._where / "parts" / digest
+        return part
 
     def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
         """Load the kernel for a call; a bundle has one for all sizes.
@@ -162,7 +193,7 @@ class Bundle:
         entry = self._entries[variant]
         try:
             backend = backend_for(target, self._backend, compiles=False)
-            return backend.load(self._where / "kernels" / entry["name"], entry["kernel"])
+            return backend.load(self._folder / "kernels" / entry["name"], entry["kernel"])
         except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
             raise BundleError(f"the bundle {self._where} cannot be run here: {entry['name']}: {error}") from error
 
@@ -231,7 +262,10 @@ def _version() -> str:
     return attnc.__version__
 
 
-def default_inputs(kinds: Sequence[str], dtype: str) -> tuple[str, ...]:
-    """Element types of inputs that hold those of most calls: reals in f32 (f64 with f64), ints in 64 bits."""
-    real = "f64" if dtype == "f64" else "f32"
-    return tuple({"real": real, "int": "i64", "bool": "bool"}[kind] for kind in kinds)
+def default_inputs(inputs: Sequence[Input], dtype: str) -> tuple[str, ...]:
+    """Element types of inputs that hold those of most calls: reals in f32 (f64 with f64), ints in 64 bits.
+
+    What routes chose comes in 32 bits.
+    """
+    types = {"real": "f64" if dtype == "f64" else "f32", "int": "i64", "bool": "bool"}
+    return tuple("i32" if is_choice(source) else types[source.kind] for source in inputs)

@@ -63,6 +63,11 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
+def digest_of(text: str) -> str:
+    """The name of what is determined by a text alone."""
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
 class KernelCache:
     """Kernels by key. ``built`` counts the compilations that this process had to do."""
 

@@ -48,6 +48,10 @@ class KernelSource(Protocol):
         """What tells it from other sources for the same program; empty for the compiler with its usual backends."""
         ...
 
+    def of_part(self, program: Program) -> KernelSource:
+        """The kernels of an attention that the program is made of."""
+        ...
+
     def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
         """The kernel for these head widths and element types on ``target``.
 

@@ -21,9 +21,9 @@ from attnc.routing.lower import with_lists
 HEADS = ("", "G", "H")
 
 
-def listed(case: str, heads: str, dtype: str, seed: int, longest: int = 21, **sizes: int) -> Data:
+def listed(case: str, heads: str, dtype: str, seed: int, longest: int = 21, device: str = "cpu", **sizes: int) -> Data:
     """A case with lists of at most ``longest`` keys: empty in the first row, with nonsense behind their ends."""
-    data = make(find(case).at(**sizes), dtype, seed)
+    data = make(find(case).at(**sizes), dtype, seed, device)
     data.program = with_lists(data.program, heads)
     data.inputs = [*data.inputs, *lists_of(data, heads, longest, seed)]
     return data

@@ -149,7 +149,7 @@ def empty_folder(where: Path) -> None:
         (damage_file, "is damaged: kernels/f32-d8-e8/plan.pickle is missing or was changed"),
         (remove_file, "is damaged: program.txt is missing or was changed"),
         (cut_manifest, "is damaged: manifest.json"),
-        (set_manifest("format", 99), "has format 99, written by attnc .* reads formats up to 1"),
+        (set_manifest("format", 99), "has format 99, written by attnc .* reads formats up to 2"),
         (set_manifest("format", "x"), "has format x"),
         (set_manifest("kind", "parcel"), "is no bundle: its manifest.json is of something else"),
         (set_manifest("kernels", [{}]), "is damaged: manifest.json"),

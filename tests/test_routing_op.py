@@ -119,11 +119,24 @@ def test_explain_says_who_chooses() -> None:
     assert "a: 1 pass over the keys" in text
 
 
-def test_a_bundle_refuses_with_a_place(tmp_path: Any) -> None:
-    spec = tmp_path / "a.attn"
-    spec.write_text("attention a {\n    route keys(block=4) per head { rank 1.0 * J select top(2) }\n}\n")
-    with pytest.raises(attnc.UnsupportedError, match=r"a.attn:2:\d+.*`route`.*bundle"):
-        attnc.compile(spec, "cpu", tmp_path / "out")
+@pytest.mark.parametrize("name", ["nsa", "star"])
+def test_bundles(name: str, generator: torch.Generator, tmp_path: Any) -> None:
+    """A bundle runs what the spec does, choices in torch, and compiles nothing."""
+    case = next(case for case in CASES if case.name == name)
+    made = make(case, generator)
+    constants = {key: int(value) for key, value in case.constants.items()}
+    d, e = made.env.D, made.env.E
+    op = attnc.compile(SPECS / f"{name}.attn", "cpu", tmp_path / "out", constants=constants, head_dims=[(d, e)],
+                       dtypes=["f32"])  # fmt: skip
+    built = attnc.jit.build_count()
+    q, k, v = (x.float() for x in made.tokens)
+    given = {key: x.float() if x.is_floating_point() else x for key, x in made.inputs.items()}
+    for loaded in (op, attnc.load(tmp_path / "out")):
+        found = loaded(q, k, v, **given)
+        torch.testing.assert_close(found, made.op.reference(q, k, v, **given), rtol=1e-4, atol=1e-5)
+    assert attnc.jit.build_count() == built
+    with pytest.raises(attnc.BundleError, match="no kernel"):
+        op(q.bfloat16(), k.bfloat16(), v.bfloat16(), **given)
 
 
 REGROUPED = """

@@ -53,7 +53,7 @@ def ranking_of(program: Program, visible: Node, route: Route, longest: Node, hea
     ``visible`` is the mask, earlier routes included; ``program`` declares the inputs of both.
     """
     assert route.rank is not None
-    plain = {build.index("J"): build.index("j")}
+    plain: dict[Node, Node] = {build.index("J"): build.index("j")}
     rank = substitute(route.rank, plain)
     if route.candidates is not None:
         visible = apply("and", visible, substitute(route.candidates, plain))
@@ -107,21 +107,23 @@ def _operand(node: Node) -> tuple[Operand, str] | None:
         case Token(name=name, width=Literal(value=width)):
             *places, side = TOKENS[name]
             return Operand(name, (*places, "token"), int(width)), side
-        case Read(input=Input(name=name, kind=Kind.REAL), indices=(*closed, None), width=Literal(value=width)):
-            places = [_place(at) for at in closed]
+        case Read(input=Input(name=name, kind=Kind.REAL, dims=dims), indices=(*closed, None), width=Literal() as width):
+            places = [_place(at, dim) for at, dim in zip(closed, dims, strict=False)]
             sides = {at.name for at in closed if isinstance(at, Index) and at.name in ("row", "j")}
-            if None in places or places.count("token") != 1 or len(sides) != 1:
+            if "" in places or places.count("token") != 1 or len(sides) != 1:
                 return None
-            return Operand(name, tuple(str(place) for place in places), int(width)), sides.pop()
+            return Operand(name, tuple(places), int(width.value)), sides.pop()
     return None
 
 
-def _place(at: Node | None) -> str | None:
+_EXTENTS = {"b": "B", "h": "H", "g": "G", "row": "M", "j": "N"}
+
+
+def _place(at: Node | None, dim: Node) -> str:
+    """What an index runs over, if it runs over all of a dimension and never outside of it; else nothing."""
     match at:
-        case Index(name="b" | "h" | "g" as name):
-            return name
-        case Index(name="row" | "j"):
-            return "token"
-        case Bound():
+        case Index(name=name) if name in _EXTENTS and dim is build.size(_EXTENTS[name]):
+            return "token" if name in ("row", "j") else name
+        case Bound(extent=extent) if extent is dim:
             return "n"
-    return None
+    return ""

@@ -58,12 +58,11 @@ def problems(wanted: Wanted) -> list[Problem]:
     checked = recall_spec(spec_of(wanted.spec, wanted.constants))
     target = parse_target(wanted.target)
     backend = backend_for(target, wanted.backend)
-    kinds = [source.kind for source in checked.program.inputs]
     found = []
     for text in wanted.shapes or [""]:
         sizes, widths = sizes_of(text, checked)
         for dtype in wanted.dtypes or USUAL[target.kind]:
-            workload = Workload(dtype, default_inputs(kinds, dtype), wanted.lse)
+            workload = Workload(dtype, default_inputs(checked.program.inputs, dtype), wanted.lse)
             common = checked, backend.name, target
             found.append(Problem(*common, "forward", (), widths, workload, sizes))
             if wanted.gradients:

@@ -139,7 +139,8 @@ class Run:
     def _on_lists(self, listed: Listed) -> Tensor:
         """The pairs whose key is on the list of its row, ``[B, H, M, N]``."""
         numbers, counts = (self.inputs[source.name] for source in (listed.numbers, listed.counts))
-        heads = {"H": slice(None), "G": self.groups}.get(listed.heads, torch.zeros_like(self.groups))
+        every = torch.arange(self.H, device=self.device)
+        heads = {"H": every, "G": self.groups}.get(listed.heads, torch.zeros_like(every))
         on = torch.arange(numbers.shape[-1], device=self.device) < counts[..., None]
         found = torch.zeros(*numbers.shape[:-1], self.N + 1, dtype=torch.bool, device=self.device)
         found.scatter_(-1, torch.where(on, numbers, self.N).long(), True)

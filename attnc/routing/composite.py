@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from attnc.analyse.scalar import evaluate
+from attnc.backends.protocol import Target, Workload
 from attnc.errors import ArgumentError
 from attnc.ir.lse import log_denominator
 from attnc.ir.nodes import Kind
@@ -24,7 +25,7 @@ from attnc.routing.dense import Call, Choosers, Dense, Widened
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
 from attnc.routing.gathered import Gathered
-from attnc.routing.lower import TOKENS, Part, combines, parts_of, vanishes
+from attnc.routing.lower import TOKENS, Part, combines, is_choice, parts_of, vanishes
 from attnc.routing.pools import window_count
 from attnc.routing.regroup import Regrouped
 from attnc.routing.selecting import Selecting, from_words, words_of
@@ -58,6 +59,11 @@ class Composite:
         """How each attention was run last: ``gathered``, ``regrouped`` or ``masked``."""
         self.regroups: bool | None = None
         """Whether to regroup queries by what they chose; ``None``: where it pays."""
+
+    def attentions(self, target: Target) -> list[Op]:
+        """The operators that a bundle for ``target`` is made of: all that are needed, and those that gather keys."""
+        gathered = [found.op for found in self.gathered.values() if found is not None]
+        return [*(op for _, op in self.parts), *(op for op in gathered if _runs(op, target))]
 
     def explain(self, D: int, E: int | None, grad: bool) -> str:
         """What is chosen and combined, then what is derived for each attention."""
@@ -264,3 +270,11 @@ class Composite:
         output = dense.at(self.program.body.output).squeeze(3)
         output = output.expand(*(call.sizes[size] for size in "BHM"), -1)
         return output if sees is None else torch.where(sees[..., None], output, torch.zeros_like(output))
+
+
+def _runs(op: Op, target: Target) -> bool:
+    """Whether a backend can compile an operator for some usual widths."""
+    types = {"real": "f32", "int": "i64", "bool": "bool"}
+    inputs = tuple("i32" if is_choice(source) else types[source.kind] for source in op.program.inputs)
+    workload = Workload("bf16", inputs, False)
+    return any(op.source.refusal(widths, workload, target) is None for widths in ((64, 64), (128, 128), (576, 512)))

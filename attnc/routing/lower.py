@@ -17,6 +17,9 @@ TOKENS = "tokens__"
 """The parameter that says how many tokens there are where the keys are windows of them."""
 
 
+CHOSEN = "chosen__"
+"""What the inputs with words of choices begin with."""
+
 NUMBERS, COUNTS = "numbers__", "counts__"
 """The inputs that hold lists of keys."""
 
@@ -53,6 +56,11 @@ def with_lists(program: Program, heads: str) -> Program:
     listed = Listed(Input(NUMBERS, Kind.INT, (*dims, build.size("L"))), Input(COUNTS, Kind.INT, dims))
     made = program_of(program, "", replace(program.body, mask=LISTED), (listed.numbers, listed.counts))
     return replace(made, listed=listed)
+
+
+def is_choice(source: Input) -> bool:
+    """Whether an input holds what routes chose."""
+    return source.kind is Kind.INT and (source.name in (NUMBERS, COUNTS) or source.name.startswith(CHOSEN))
 
 
 def is_plain(program: Program) -> bool:
@@ -108,7 +116,7 @@ def _chosen_input(route: Route, at: int, varies: frozenset[str]) -> Input:
     keys = apply("mul", route.keys_block, literal(WORD))
     up = apply("sub", apply("add", N, keys), literal(1))
     dims.append(literal(1) if route.queries == "keep" else apply("floordiv", up, keys))
-    return Input(f"chosen__{at}", Kind.INT, tuple(dims))
+    return Input(f"{CHOSEN}{at}", Kind.INT, tuple(dims))
 
 
 def _bit(route: Route, source: Input) -> Node:

@@ -102,7 +102,7 @@ def lower_ranking(ranking: Ranking, workload: Workload, tile: Tile, precision: s
         **common,
         "COUNT": size_value("count"),
     }
-    grid = (Extent("N", tile.keys), Extent("rows", tile.rows), Extent("choosers"))
+    grid: tuple[Extent, ...] = (Extent("N", tile.keys), Extent("rows", tile.rows), Extent("choosers"))
     assembly.add(
         Launch("rank", "rank", arguments, constants, functions.names, grid, warps=tile.warps, stages=tile.stages),
         functions,

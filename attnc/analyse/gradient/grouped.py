@@ -43,10 +43,10 @@ def sum_groups(backward: Backward) -> Backward:
                 steps.append(step)
     parts = []
     for part in backward.contributions:
-        result = grouped.get(part.result.name)
-        if result is not None and contains(part.at, lambda node: node is index("h")):
+        total = grouped.get(part.result.name)
+        if total is not None and contains(part.at, lambda node: node is index("h")):
             raise NotDifferentiable("this gradient is one for each query head", part.at)
-        parts.append(part if result is None else replace(part, result=result))
+        parts.append(part if total is None else replace(part, result=total))
     assert {x.name for step in steps for x in results_of(step)} >= {part.result.name for part in parts}
     return replace(backward, steps=tuple(steps), contributions=tuple(parts))
 
