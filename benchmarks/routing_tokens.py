@@ -122,6 +122,44 @@ def nsa(q: Tensor, k: Tensor, v: Tensor, gate: Tensor) -> Tensor:
     return out
 
 
+Note = Callable[[str, int, object], None]
+
+
+def figures(shape: str, n: int, rounds: int, note: Note) -> None:
+    """All times of one shape and length, one after another."""
+    op, dense = operator(), attnc.load(SPECS / "causal.attn")
+    made, given = tokens(shape, n), index(n)
+    op.composite.gathers = True
+    values = op.composite.signature.bind(given)
+    gathered = op.composite.gathered[""]
+    assert gathered is not None
+    plain = shape == "16 heads"
+
+    def forward(what: str, call: Callable[[], object]) -> None:
+        note(f"{what}, {shape}, forward", n, milliseconds(call, rounds))
+
+    with torch.no_grad():
+        if plain:
+            note("choosing", n, milliseconds(lambda: op.composite.chosen(*made, values), rounds))
+        call, found = op.composite.chosen(*made, values)[""]
+        lists = gathered.arguments(found[0], call)
+
+        def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            out: Tensor = gathered.run(q, k, v, lists, {}, False)
+            return out
+
+        forward("gathering", lambda: attend(*made))
+        forward("dense", lambda: dense(*made))
+        if plain:
+            q, k, v = made
+            repeated = (q, k.expand_as(q), v.expand_as(q))
+            forward("cudnn dense", lambda: cudnn(*repeated))
+            forward("whole", lambda: op(q, k, v, **given))
+    note(f"gathering, {shape}, backward", n, backward(attend, made, rounds))
+    if plain:
+        note(f"dense, {shape}, backward", n, backward(dense, made, rounds))
+
+
 def measure(sizes: list[int], rounds: int, seconds: float, latent: list[int]) -> None:
     rows: list[dict[str, Any]] = []
     started = time.perf_counter()
@@ -130,9 +168,6 @@ def measure(sizes: list[int], rounds: int, seconds: float, latent: list[int]) ->
         rows.append({"what": what, "tokens": n, "value": value, "at": round(time.perf_counter() - started, 1)})
         print(rows[-1], flush=True)
         write("routing_tokens", torch.device("cuda"), {"rounds": rounds, "top": TOP}, rows)
-
-    def late() -> bool:
-        return time.perf_counter() - started > seconds
 
     steps = [f"{shape}, {step}" for shape in SHAPES for step in ("choices", "forward", "backward", "dense")]
     context = multiprocessing.get_context("spawn")
@@ -146,40 +181,19 @@ def measure(sizes: list[int], rounds: int, seconds: float, latent: list[int]) ->
     note("share of keys chosen otherwise", 1500, wrong_choices())
     for shape in SHAPES:
         note(f"errors of output and gradients, {shape}", 1500, errors(shape))
-    dense = attnc.load(SPECS / "causal.attn")
-    for shape, lengths in (("16 heads", sizes), ("latent", latent)):
-        for n in lengths:
-            if late():
-                return
-            op, made, given = operator(), tokens(shape, n), index(n)
-            op.composite.gathers = True
-            values = op.composite.signature.bind(given)
-            gathered = op.composite.gathered[""]
-            assert gathered is not None
-            with torch.no_grad():
-                if shape == "16 heads":
-                    note("choosing", n, milliseconds(lambda: op.composite.chosen(*made, values), rounds))  # noqa: B023
-                call, found = op.composite.chosen(*made, values)[""]
-                lists = gathered.arguments(found[0], call)
-                attend = functools.partial(gathered.op, **lists)
-                note(f"gathering, {shape}, forward", n, milliseconds(lambda: attend(*made), rounds))  # noqa: B023
-                note(f"dense, {shape}, forward", n, milliseconds(lambda: dense(*made), rounds))  # noqa: B023
-                if shape == "16 heads":
-                    q, k, v = made
-                    spread = (q, k.expand_as(q), v.expand_as(q))
-                    note(f"cudnn dense, {shape}, forward", n, milliseconds(lambda: cudnn(*spread), rounds))  # noqa: B023
-                    note(f"whole, {shape}, forward", n, milliseconds(lambda: op(*made, **given), rounds))  # noqa: B023
-            note(f"gathering, {shape}, backward", n, backward(attend, made, rounds))
-            if shape == "16 heads":
-                note(f"dense, {shape}, backward", n, backward(dense, made, rounds))
-            del made, given, call, found, lists, attend, values
-            torch.cuda.empty_cache()
-    if not late():
+    for shape, n in (*(("16 heads", n) for n in sizes), *(("latent", n) for n in latent)):
+        if time.perf_counter() - started > seconds:
+            return
+        figures(shape, n, rounds, note)
+        torch.cuda.empty_cache()
+    if time.perf_counter() - started < seconds:
         n = sizes[-1]
         q, k, v = (torch.randn(1, h, n, 128, device="cuda", dtype=torch.bfloat16) for h in (64, 4, 4))
         gate = torch.rand(1, 64, n, 3, device="cuda")
+        dense = attnc.load(SPECS / "causal.attn")
+        with torch.no_grad():
+            note("dense, 64 heads on 4, forward", n, milliseconds(lambda: dense(q, k, v), rounds))
         note("nsa, 64 heads on 4, forward", n, milliseconds(lambda: nsa(q, k, v, gate), 1))
-        note("dense, 64 heads on 4, forward", n, milliseconds(lambda: dense(q, k, v), rounds))
 
 
 def main() -> None:
