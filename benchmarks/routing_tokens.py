@@ -30,8 +30,15 @@ SHAPES = {"16 heads": (16, 128, 128), "latent": (128, 576, 512)}
 """Query heads on one key head, and widths."""
 
 
-def operator(top: int = TOP) -> attnc.Op:
-    return attnc.load(SPECS / "routing" / "dsa.attn", "dsa", constants={"TOP": top})
+def operator(shape: str, top: int = TOP) -> attnc.Op:
+    text = (SPECS / "routing" / "dsa.attn").read_text()
+    if shape == "latent":
+        text = text.replace("mask causal", "mask causal value k[0:512]", 1)
+    return attnc.loads(text, "dsa", constants={"TOP": top})
+
+
+def dense_operator(shape: str) -> attnc.Op:
+    return attnc.loads(f"attention dense {{ mask causal {'value k[0:512]' if shape == 'latent' else ''} }}")
 
 
 def tokens(shape: str, n: int, m: int | None = None) -> tuple[Tensor, Tensor, Tensor]:
@@ -40,7 +47,7 @@ def tokens(shape: str, n: int, m: int | None = None) -> tuple[Tensor, Tensor, Te
     return q, k, k[..., :e] if d != e else torch.randn_like(k)
 
 
-def index(n: int, m: int | None = None) -> dict[str, Tensor]:
+def index(n: int, m: int | None = None) -> dict[str, Any]:
     return {
         "index_q": torch.randn(1, INDEX_HEADS, m or n, INDEX_WIDTH, device="cuda", dtype=torch.bfloat16),
         "index_k": torch.randn(1, n, INDEX_WIDTH, device="cuda", dtype=torch.bfloat16),
@@ -58,13 +65,13 @@ def compile_all(what: str) -> float:
     shape, step = what.split(", ")
     made = tokens(shape, 256)
     if step == "dense":
-        dense = attnc.load(SPECS / "causal.attn")
+        dense = dense_operator(shape)
         leaves = [x.clone().requires_grad_(shape == "16 heads") for x in made]
         out = dense(*leaves)
         if shape == "16 heads":
             out.sum().backward()
         return time.perf_counter() - started
-    op = operator(64)
+    op = operator(shape, 64)
     op.composite.gathers = True
     if step == "choices":
         op.composite.chosen(*made, op.composite.signature.bind(index(256)))
@@ -78,7 +85,7 @@ def compile_all(what: str) -> float:
 
 def errors(shape: str) -> list[float]:
     """The largest errors over the largest values, of output and gradients, on the lists that kernels chose."""
-    op = operator(300)
+    op = operator(shape, 300)
     op.composite.gathers = True
     made, given = tokens(shape, 1500, 200), index(1500, 200)
     call, found = op.composite.chosen(*made, op.composite.signature.bind(given))[""]
@@ -99,7 +106,7 @@ def wrong_choices() -> float:
     """The share of keys that kernels choose otherwise than torch in float32, which adds up in another order."""
     from attnc.routing.choose import choose
 
-    op, made, given = operator(300), tokens("16 heads", 1500, 200), index(1500, 200)
+    op, made, given = operator("16 heads", 300), tokens("16 heads", 1500, 200), index(1500, 200)
     call, found = op.composite.chosen(*made, op.composite.signature.bind(given))[""]
     part, _ = op.composite.parts[0]
     right = choose(call, part.body.mask, part.body.routes)[0]
@@ -127,7 +134,7 @@ Note = Callable[[str, int, object], None]
 
 def figures(shape: str, n: int, rounds: int, note: Note) -> None:
     """All times of one shape and length, one after another."""
-    op, dense = operator(), attnc.load(SPECS / "causal.attn")
+    op, dense = operator(shape), dense_operator(shape)
     made, given = tokens(shape, n), index(n)
     op.composite.gathers = True
     values = op.composite.signature.bind(given)
@@ -190,7 +197,7 @@ def measure(sizes: list[int], rounds: int, seconds: float, latent: list[int]) ->
         n = sizes[-1]
         q, k, v = (torch.randn(1, h, n, 128, device="cuda", dtype=torch.bfloat16) for h in (64, 4, 4))
         gate = torch.rand(1, 64, n, 3, device="cuda")
-        dense = attnc.load(SPECS / "causal.attn")
+        dense = dense_operator("16 heads")
         with torch.no_grad():
             note("dense, 64 heads on 4, forward", n, milliseconds(lambda: dense(q, k, v), rounds))
         note("nsa, 64 heads on 4, forward", n, milliseconds(lambda: nsa(q, k, v, gate), 1))

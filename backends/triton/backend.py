@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.ranking import Ranking
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Selector, Space, Target, Unsupported, Workload
+from attnc.backends.protocol import (
+    BackwardKernel,
+    Config,
+    Kernel,
+    Selector,
+    Space,
+    Target,
+    Unsupported,
+    Workload,
+)
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
@@ -135,10 +144,13 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
     from attnc.backends.triton.choice import choose
-    from attnc.backends.triton.compiling import compile_with
+    from attnc.backends.triton.compiling import compile_plan, compile_with
+    from attnc.backends.triton.configs import FEW_HEADS
     from attnc.backends.triton.few import FewRows
     from attnc.backends.triton.space import tile_of
 
+    if plan.program.listed is not None:
+        return device_kernel(compile_plan(plan, workload, target, int(config.get("heads", FEW_HEADS))), target)
     if not config:
         return device_kernel(choose(plan, workload, target), target)
     made = device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
@@ -163,10 +175,13 @@ def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKer
 
 def _compiled_backward(backward: Backward, workload: Workload, target: Target, config: Config) -> BackwardKernel:
     from attnc.backends.triton.compiling_backward import compile_backward, compile_with
+    from attnc.backends.triton.configs import FEW_HEADS
     from attnc.backends.triton.kernel import DeviceBackward
     from attnc.backends.triton.space import tiles_of
 
-    if config:
+    if backward.plan.program.listed is not None:
+        made = compile_backward(backward, workload, target, int(config.get("heads", FEW_HEADS)))
+    elif config:
         made = compile_with(backward, workload, target, tiles_of(config))
     else:
         made = compile_backward(backward, workload, target)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
@@ -12,7 +14,7 @@ from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.choosing import lower_ranking, tile_for
-from attnc.backends.triton.configs import SHARED_MEMORY, Config, candidates, gather_candidates
+from attnc.backends.triton.configs import FEW_HEADS, SHARED_MEMORY, Config, candidates, gather_candidates
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
@@ -52,16 +54,21 @@ class Compiled:
     note: str = ""
 
 
-def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
+def compile_plan(plan: Plan, workload: Workload, target: Target, heads: int = FEW_HEADS) -> Compiled:
     """Compile a plan with the first configuration that fits, or with the one that spills least.
+
+    ``heads`` are those of a tile, where keys are given by number.
 
     Raises:
         CompileError: none fits.
     """
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
-    listed = plan.program.listed is not None
-    for config in (gather_candidates if listed else candidates)(target, workload.dtype, width_of(plan)):
+    width = width_of(plan)
+    tried: Callable[[Target, str, int], Iterator[Config]] = candidates
+    if plan.program.listed is not None:
+        tried = functools.partial(gather_candidates, heads=heads)
+    for config in tried(target, workload.dtype, width):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
             continue

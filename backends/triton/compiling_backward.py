@@ -11,7 +11,14 @@ from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.compiling import Binary, CompileError, compile_launch, precision
-from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, gather_candidates
+from attnc.backends.triton.configs import (
+    FEW_HEADS,
+    SCATTER,
+    SHARED_MEMORY,
+    Config,
+    backward_candidates,
+    gather_candidates,
+)
 from attnc.backends.triton.hopper.backward_configs import (
     FAMILY,
     WalkConfig,
@@ -59,7 +66,9 @@ class CompiledBackward:
         return "\n".join(lines)
 
 
-def compile_backward(backward: Backward, workload: Workload, target: Target) -> CompiledBackward:
+def compile_backward(
+    backward: Backward, workload: Workload, target: Target, heads: int = FEW_HEADS
+) -> CompiledBackward:
     """Compile a backward, each traversal with the first tile shape that fits, or with the one that spills least.
 
     Raises:
@@ -68,12 +77,10 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
     width = backward_width(backward)
     refusals: dict[str, str] = {}
     if backward.plan.program.listed is not None:
-        gathered = {
-            over: list(gather_candidates(target, workload.dtype, width, spread=over == "rows")) for over in OVERS
-        }
-        configs: Configs = {over: gathered[over][0] for over in OVERS} | {"pairs": SCATTER}
+        gathered = list(gather_candidates(target, workload.dtype, width, heads))
+        configs: Configs = dict.fromkeys(OVERS, gathered[0]) | {"pairs": SCATTER}
         for over in OVERS:
-            configs[over] = _choose(backward, workload, target, configs, over, gathered[over])
+            configs[over] = _choose(backward, workload, target, configs, over, gathered)
         return compile_with(backward, workload, target, configs)
     tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS}
     configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
