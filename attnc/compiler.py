@@ -134,7 +134,7 @@ def made_of_parts(program: Program, source: KernelSource) -> Composite:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
     if not isinstance(source, JustInTime):
-        made.regroups = False
+        made.regroups = made.keeps = False
     return made
 
 

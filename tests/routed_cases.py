@@ -11,7 +11,7 @@ from test_routing_specs import CASES, SPECS, Case, make
 
 import attnc
 from attnc.library import SlowGradientWarning
-from attnc.routing.choice import Lists
+from attnc.routing.choice import Lists, by_head
 from attnc.routing.choose import choose
 from attnc.signature import size_value
 
@@ -108,4 +108,4 @@ def compare_choices(name: str, seed: int, m: int = 7, n: int = 41, device: str =
     assert (ascending | behind[..., 1:]).all()
     right = choose(call, part.body.mask, part.body.routes)[-1].words
     assert right.any() or name in ("none", "nothing") or not m * n
-    torch.testing.assert_close(*torch.broadcast_tensors(found[-1].words, right), rtol=0, atol=0)
+    torch.testing.assert_close(*torch.broadcast_tensors(by_head(found[-1].words, call), right), rtol=0, atol=0)

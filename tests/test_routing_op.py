@@ -264,3 +264,36 @@ def test_exported(generator: torch.Generator, tmp_path: Any) -> None:
     given = tuple(torch.randn(1, 2, n, 16, generator=generator) for n in (9, 20, 20))
     exported = torch.export.export(Model(), given)
     torch.testing.assert_close(exported.module()(*given), op(*given, return_lse=True), rtol=1e-5, atol=1e-5)
+
+
+KEPT = """
+attention rows     { input r: real[B, H, N] mask causal keep queries top(5) by r[b, h, i] output r[b, h, i] * o }
+attention both     { input r: real[B, H, N] param t: real = 0.5 mask causal and i - j < 9
+                     score dot(q, k) * scale - t * (i - j) + 0.01 * N
+                     keep queries top(max(2, N // 4)) by r[b, h, i]
+                     route keys(block=1) per head { rank r[b, h, j] select top(N // 3) } }
+attention ranked   { input r: real[B, H, N] mask causal keep queries top(7) by r[b, h, i]
+                     route keys(block=4) per query { rank dot(q, mean(k)) select top(2) } }
+"""
+
+
+@pytest.mark.parametrize(("name", "kept"), [("rows", True), ("both", True), ("ranked", False)])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_kept_queries(name: str, kept: bool, groups: int, generator: torch.Generator, tolerance: Tolerance) -> None:
+    """A small dense problem: the result, the log-sum-exp and the gradients of the definition."""
+    op = attnc.loads(KEPT, name)
+    shapes = ((2, 4, 23, 16), (2, groups, 29, 16), (2, groups, 29, 8), (2, 4, 29))
+    wide = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    narrowed = [x.detach().float().requires_grad_() for x in wide]
+    expected, rows = op.reference(*wide[:3], r=wide[3], return_lse=True)
+    found, sums = op(*narrowed[:3], r=narrowed[3], return_lse=True)
+    assert op.composite.used == {"": "kept" if kept else "masked"}
+    torch.testing.assert_close(found, expected.float(), **tolerance(torch.float32))
+    torch.testing.assert_close(sums, rows.float(), **tolerance(torch.float32))
+    cotangent = torch.randn(found.shape, generator=generator)
+    of = slice(None) if name == "rows" else slice(3)
+    grads = torch.autograd.grad(found, narrowed[of], cotangent)
+    for grad, due in zip(grads, torch.autograd.grad(expected, wide[of], cotangent.double()), strict=True):
+        torch.testing.assert_close(grad, due.float(), rtol=1e-4, atol=1e-4)
+    without = op(*(x.detach() for x in narrowed[:3]), r=narrowed[3].detach())
+    torch.testing.assert_close(without, found.detach(), **tolerance(torch.float32))

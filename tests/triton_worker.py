@@ -12,6 +12,7 @@ import traceback
 from dataclasses import replace
 
 import listed_cases
+import route_borders
 import routed_cases
 import torch
 import triton_backward_cases
@@ -150,6 +151,11 @@ def compare_choices(request: dict[str, object]) -> None:
     routed_cases.compare_choices(str(request["case"]), int(request["seed"]), *request.get("sizes", ()))  # type: ignore[call-overload, misc]
 
 
+def compare_borders(request: dict[str, object]) -> None:
+    """Routes given what they are not made for."""
+    route_borders.compare(str(request["case"]), int(request["seed"]), "triton", *request.get("sizes", ()))  # type: ignore[call-overload, misc]
+
+
 def compare_library(request: dict[str, object]) -> dict[str, float]:
     """Largest errors of the functions that slots call: relative, absolute below 1."""
     from triton_library import errors
@@ -167,6 +173,7 @@ ACTIONS = {
     "listed": compare_listed,
     "routed": compare_routed,
     "choices": compare_choices,
+    "borders": compare_borders,
     "gradients": compare_gradients,
     "gradient strides": compare_gradient_strides,
     "gradient bits": compare_gradient_bits,

@@ -25,6 +25,7 @@ from attnc.routing.dense import Call, Choosers, Dense, Widened
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
 from attnc.routing.gathered import Gathered
+from attnc.routing.kept import Kept
 from attnc.routing.lower import TOKENS, Part, combines, is_choice, parts_of, vanishes
 from attnc.routing.pools import window_count
 from attnc.routing.regroup import Regrouped
@@ -52,11 +53,14 @@ class Composite:
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
         self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
         self.gathered = {part.name: Gathered.of(part.bare, part.body, make) for part, _ in self.parts}
+        self.kept = {part.name: Kept.of(part, make) for part, _ in self.parts}
+        self.keeps = True
+        """Whether heads that keep some queries attend among these alone."""
         self.selecting = {part.name: Selecting(part, op.source) for part, op in self.parts}
         self.gathers: bool | None = None
         """Whether to gather keys that were chosen one by one, where that can be done; ``None``: where it pays."""
         self.used: dict[str, str] = {}
-        """How each attention was run last: ``gathered``, ``regrouped`` or ``masked``."""
+        """How each attention was run last: ``kept``, ``gathered``, ``regrouped`` or ``masked``."""
         self.regroups: bool | None = None
         """Whether to regroup queries by what they chose; ``None``: where it pays."""
 
@@ -210,6 +214,10 @@ class Composite:
     ) -> Any:
         """One attention, by its operator."""
         q, k, v = tokens
+        kept = self.kept[part.name]
+        if kept is not None and self.keeps and q.numel() and k.numel():
+            self.used[part.name] = "kept"
+            return kept.run(tokens, choices, call, given, lse)
         gathered = self.gathered[part.name]
         if gathered is not None and (gathered.pays(call) if self.gathers is None else self.gathers):
             lists = gathered.arguments(choices[-1], call)

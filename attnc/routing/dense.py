@@ -250,7 +250,7 @@ class Dense:
         source = self.call.inputs[node.input.name]
         opened = [axis for axis, at in enumerate(node.indices) if at is None]
         closed = [axis for axis, at in enumerate(node.indices) if at is not None]
-        source = source.permute(*closed, *opened).to(_type(node.kind, self.call))
+        source = source.permute((*closed, *opened)).to(_type(node.kind, self.call))
         if not closed:
             return source.view(*[1] * self._dims, *source.shape)
         inside: Tensor | bool = True
