@@ -9,6 +9,8 @@ JOBS   ?= 2
 RUN := $(VENV)/bin
 PIP := $(RUN)/python -m pip --disable-pip-version-check --quiet
 # Triton is only built for Linux; its 3.6 interpreter needs numpy < 2.4 (the `test` extra says so too).
+# Beside the environment's own Triton: what else kernels must compile with.
+NEWEST_TRITON := triton==3.9.0
 PINS := "numpy<2.4" $(if $(filter Linux,$(shell uname -s)),triton==3.6.0) apache-tvm==0.27.0.post1
 
 .DEFAULT_GOAL := help
@@ -20,7 +22,7 @@ help:  ## this list
 demo: $(VENV)/.demo  ## a real sentence-embedding model, its attention compiled from a .attn file
 	$(RUN)/python examples/minilm.py
 
-test: $(VENV)/.test  ## the whole suite, fast tests first
+test: $(VENV)/.test $(VENV)/.newest-triton  ## the whole suite, fast tests first
 	$(RUN)/python -m pytest -n $(JOBS) $(ARGS)
 
 test-gpu: $(VENV)/.test  ## the tests that need a CUDA or HIP device
@@ -59,6 +61,10 @@ $(VENV)/.base: pyproject.toml
 
 $(VENV)/.test: $(VENV)/.base
 	$(PIP) install $(PINS) --no-build-isolation -e ".[test]"
+	@touch $@
+
+$(VENV)/.newest-triton: Makefile | $(VENV)/.base
+	test "$$(uname -s)" != Linux || $(PIP) install --no-deps --upgrade --target $(VENV)/newest-triton $(NEWEST_TRITON)
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.base

@@ -23,15 +23,15 @@ from pathlib import Path
 from typing import Any
 
 from attnc import cache
-from attnc.analyse.ranking import Ranking
-from attnc.backends.protocol import Kernel, Selector, Target, Workload
+from attnc.analyse.key_ranking import KeyRanking
+from attnc.backends.protocol import Backend, Kernel, Selector, Target, Workload
 from attnc.errors import BundleError
 from attnc.ir.nodes import Input
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.routing.lower import is_choice
 from attnc.runtime import Sizes, Widths
-from attnc.targets import backend_for
+from attnc.targets import backend_for, target_of_device
 
 KIND = "attnc bundle"
 FORMAT = 2
@@ -156,10 +156,17 @@ class Bundle:
                 for digest, entries in manifest.get("parts", {}).items()
             }
             self._folder = where
+            lacking = (entry["kernel"].get("missing") for entry in manifest["kernels"])
+            self.missing: tuple[str, ...] = tuple(dict.fromkeys(filter(None, lacking)))
+            """What kernels lack to be run, each reason once."""
         except (KeyError, TypeError, ValueError, AttributeError, Unreadable, OSError) as error:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"the bundle {where} is damaged: {MANIFEST}: {error}") from None
+
+    def backend_on(self, device: str) -> Backend:
+        """What runs on a type of device."""
+        return backend_for(target_of_device(device), self._backend, compiles=False)
 
     def of_part(self, program: Program) -> Bundle:
         """The kernels of an attention that the program is made of; none, if it was compiled without."""
@@ -203,7 +210,7 @@ class Bundle:
             return f"the bundle {self._where} has no such kernel"
         return None
 
-    def selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector | str:
+    def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:
         """Why torch chooses."""
         return f"the bundle {self._where} holds no kernels that choose"
 

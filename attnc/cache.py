@@ -14,7 +14,6 @@ import importlib.util
 import json
 import logging
 import os
-import pickle
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -51,7 +50,7 @@ def fingerprint() -> str:
         roots += (spec and spec.submodule_search_locations) or []
     for root in roots:
         for path in sorted(Path(root).rglob("*")):
-            if path.suffix in (".py", ".lark", ".attn"):
+            if path.suffix in (".py", ".lark", ".attn", ".cuh"):
                 state = path.stat()
                 digest.update(f"{path}:{state.st_size}:{state.st_mtime_ns};".encode())
     return digest.hexdigest()
@@ -110,21 +109,29 @@ kernels = KernelCache()
 
 
 def remember(key: str, make: Callable[[], _T]) -> _T:
-    """What ``make`` gives, pickled on disk under ``key`` for the next process. It must be made of attnc's own types."""
+    """What ``make`` gives, kept on disk under ``key`` for the next process as :mod:`attnc.kept` writes it."""
+    from attnc import kept
+
     path = folder() / "programs" / key
     with contextlib.suppress(Exception):  # whatever is wrong with it, making it anew mends it
-        digest, data = path.read_bytes().split(b"\n", 1)
-        if hashlib.sha256(data).hexdigest().encode() == digest:
-            found: _T = pickle.loads(data)
+        digest, text = path.read_text(encoding="utf-8").split("\n", 1)
+        if hashlib.sha256(text.encode()).hexdigest() == digest:
+            found: _T = kept.read(text)
             return found
     made = make()
     with contextlib.suppress(OSError, RecursionError):
-        data = pickle.dumps(made)
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-            file.write(hashlib.sha256(data).hexdigest().encode() + b"\n" + data)
-        os.replace(file.name, path)
+        text = kept.write(made)
+        if kept.read(text) == made:
+            write_file(path, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
     return made
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """A file of the user's own, which nobody sees half of."""
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
+        file.write(data)
+    os.replace(file.name, path)
 
 
 def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:

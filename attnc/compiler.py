@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.gradient.derive import derive
-from attnc.analyse.gradient.grouped import sum_groups
 from attnc.analyse.gradient.reverse import NotDifferentiable
 from attnc.analyse.hoist import hoist
 from attnc.analyse.lower import lower_program_to_plan, stream_program
@@ -129,7 +128,7 @@ def made_of_parts(program: Program, source: KernelSource) -> Composite:
     from attnc.routing.composite import Composite
 
     try:
-        made = Composite(program, lambda plain: Op(plain, source.of_part(plain)))
+        made = Composite(program, lambda plain: Op(plain, source.of_part(plain)), source.backend_on)
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
@@ -162,8 +161,7 @@ def derive_backward(program: Program, lse: bool = False) -> Backward:
         UnsupportedError: none can be derived.
     """
     try:
-        derived = derive(stream_program(program, keep_detach=True), lse)
-        return derived if program.listed is None else sum_groups(derived)
+        return derive(stream_program(program, keep_detach=True), lse)
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None

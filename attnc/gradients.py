@@ -1,8 +1,9 @@
 """From what a backward kernel writes to the gradients of the arguments: sums over heads, over axes, and into reads.
 
-A result of one kernel is per batch row, query head and row or key. The gradient of an argument gathers it at the
-place it was read from: a permutation and a sum where its indices are positions (``slope[h]``, ``gate[b, h, row, :]``),
-else an indexed sum. Everything is the same bits for the same call, on CPUs and GPUs.
+A result of one kernel is per batch row, query head and row or key; where a walk summed the query heads of a group, per
+key head. The gradient of an argument gathers it at the place it was read from: a permutation and a sum where its
+indices are positions (``slope[h]``, ``gate[b, h, row, :]``), else an indexed sum. Everything is the same bits for the
+same call, on CPUs and GPUs.
 """
 
 from __future__ import annotations
@@ -10,23 +11,24 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
-from attnc.analyse.gradient.backward import Backward, Contribution
 from attnc.analyse.scalar import evaluate
 from attnc.ir import build
 from attnc.ir.nodes import Index, Literal, Node, Read, Slice, Token
+from attnc.ir.program import DEFAULT_GROUP
 from attnc.signature import size_value
-from attnc.validate import DEFAULT_GROUP
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward, Contribution
 
 Label: TypeAlias = str | int
 """What a dimension runs over: ``b h g row i j``, ``d`` (a width), ``p0 p1 ...`` (of a scatter), or one fixed place."""
 
 HEADS = ("b", "h", "g")
-G = build.size("G")
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ def _is_gradient(backward: Backward, part: Contribution, call: Call) -> bool:
     if not alone or isinstance(part.at, Slice) or argument.dtype not in allowed:
         return False
     target, result = _target(part), _result(part)
-    if "g" in target and "g" not in result and call.group is DEFAULT_GROUP and call.sizes["G"] == call.sizes["H"]:
+    if "h" in result and call.group is DEFAULT_GROUP and call.sizes["G"] == call.sizes["H"]:
         target = ["h" if label == "g" else label for label in target]
     if "i" in target and call.sizes["M"] == call.sizes["N"]:
         target = ["row" if label == "i" else label for label in target]
@@ -101,7 +103,7 @@ def _is_gradient(backward: Backward, part: Contribution, call: Call) -> bool:
 def _result(part: Contribution) -> list[Label]:
     if part.level == "pair":
         return ["b", "h", *(f"p{at}" for at in range(len(part.result.dims) - 2))]
-    head = "g" if part.result.dims[1] is G else "h"
+    head = "g" if part.result.dims[1] is build.size("G") else "h"
     labels: list[Label] = ["b", head, "row" if part.level == "query" else "j"]
     return labels + ["d"] * (len(part.result.dims) - 3)
 
@@ -163,7 +165,7 @@ def _part_of(total: Tensor, part: Contribution, call: Call) -> Tensor:
 
 def _permuted(x: Tensor, labels: list[Label], target: Sequence[Label | None], call: Call) -> Tensor:
     """``x`` summed over what the target lacks, with the order of its dimensions; fixed places are left out."""
-    if "g" in target and "g" not in labels:
+    if "g" in target and "h" in labels:
         x, labels = _sum_groups(x, call), ["g" if label == "h" else label for label in labels]
     if "i" in target:
         labels = ["i" if label == "row" else label for label in labels]
@@ -224,8 +226,9 @@ def _add_at_indices(total: Tensor, part: Contribution, result: Tensor, call: Cal
         x = x.sum(missing)
     env: dict[str, Any] = {**call.sizes, **call.numbers, **call.tensors}
     for at in kept:
-        name = ("b", "g" if part.result.dims[1] is G else "h", "row" if part.level == "query" else "j")[at]
-        env[name] = torch.arange(result.shape[at], device=device).view([-1 if other == at else 1 for other in kept])
+        env[str(_result(part)[at])] = torch.arange(result.shape[at], device=device).view(
+            [-1 if other == at else 1 for other in kept]
+        )
     if "h" in env:
         env["g"] = call.groups.to(device)[env["h"]]
     places = [torch.as_tensor(evaluate(index, env), device=device).expand(x.shape[:-1]) for index in indices]

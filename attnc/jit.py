@@ -5,21 +5,22 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Container
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from attnc import cache
-from attnc.analyse.gradient.backward import Backward
-from attnc.analyse.hoist import hoist
-from attnc.analyse.ranking import Ranking
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
-from attnc.backends.protocol import BackwardKernel, Choosing, Config, Kernel, Selector, Target, Workload
+from attnc.backends.protocol import Backend, BackwardKernel, Choosing, Config, Kernel, Selector, Target, Workload
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
-from attnc.plan import Plan
 from attnc.runtime import Sizes, Training, Widths
 from attnc.spec import Spec
-from attnc.targets import backend_for
+from attnc.targets import backend_for, target_of_device
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.key_ranking import KeyRanking
+    from attnc.plan import Plan
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +44,16 @@ class Checked:
 def recall_spec(spec: Spec) -> Checked:
     """Check a spec, or recall that it was right before. One that imports others is checked every time."""
 
-    def checked() -> Checked:
+    def checked() -> tuple[Program, tuple[Any, ...]]:
         from attnc.compiler import check_spec
 
-        return Checked.of(check_spec(spec))
+        found = Checked.of(check_spec(spec))
+        return found.program, found.meaning
 
     if "import" in spec.source.text:
-        return checked()
+        return Checked(*checked())
     key = cache.key_of(spec.source.name, spec.source.text, spec.name, repr(sorted(spec.constants.items())))
-    return cache.remember(key, checked)
+    return Checked(*cache.remember(key, checked))
 
 
 def build_count() -> int:
@@ -79,6 +81,14 @@ class JustInTime:
         """The kernels of a part of the program, chosen alike."""
         return JustInTime(Checked.of(program), self._backend, self._choose, self._tag)
 
+    def backend_on(self, device: str) -> Backend:
+        """What runs on a type of device.
+
+        Raises:
+            TargetError: nothing does.
+        """
+        return backend_for(target_of_device(device), self._backend)
+
     def plan(self, widths: Widths) -> Plan:
         """The plan for these head widths."""
         if widths not in self._plans:
@@ -91,7 +101,7 @@ class JustInTime:
         """The kernel from the cache, or built and then kept."""
         backend = backend_for(target, self._backend)
         config = self._config("forward", (), widths, workload, target, sizes, self.plan)
-        made = dict(config), asdict(workload), str(target), backend.name, backend.toolchain()
+        made = dict(config), asdict(workload), str(target), backend.name, backend.toolchain(target)
         key = cache.key_of(self._meaning, widths, *made)
 
         def build() -> Kernel:
@@ -111,7 +121,7 @@ class JustInTime:
             return str(error)
         return problems[0].message if problems else None
 
-    def selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector | str:
+    def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:
         """The kernels that choose by a ranking, from the cache or built, or why there are none."""
         backend = backend_for(target, self._backend)
         if not isinstance(backend, Choosing):
@@ -121,16 +131,20 @@ class JustInTime:
         from attnc.ir.printer import print_program
 
         what = "choose", print_program(ranking.program), ranking.heads, asdict(workload)
-        key = cache.key_of(*what, str(target), backend.name, backend.toolchain())
+        key = cache.key_of(*what, str(target), backend.name, backend.toolchain(target))
         return cache.kernels.get_selector(key, backend, lambda: backend.build_selector(ranking, workload, target))
 
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""
         from attnc import compiler
+        from attnc.analyse.gradient.groups import sum_groups
+        from attnc.analyse.hoist import hoist
 
         try:
             backend = backend_for(target, self._backend)
             backward = self._derived(widths, workload.lse).only(names)
+            if backend.sums_groups:
+                backward = sum_groups(backward)
             workload = replace(workload, saved=backward.saved)
             problems = compiler.training_problems(backward, workload, target, backend)
         except TargetError as error:
@@ -215,7 +229,7 @@ class JustInTime:
             asdict(workload),
             str(target),
             backend.name,
-            backend.toolchain(),
+            backend.toolchain(target),
         )
 
     def _derived(self, widths: Widths, lse: bool) -> Backward:

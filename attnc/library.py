@@ -17,14 +17,16 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attnc.analyse.gradient.backward import Backward
 from attnc.ir.nodes import Kind
 from attnc.signature import Signature
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
 
 Values = Sequence[Any]
 

@@ -136,7 +136,7 @@ class Op:
             return self._explain_gradient((D, D if E is None else E))
         from attnc.explain import explain
 
-        return explain(self._plan(D, E))
+        return explain(self.plan(D, E))
 
     def _explain_gradient(self, widths: tuple[int, int]) -> str:
         from attnc.compiler import derive_backward, specialize_program
@@ -176,7 +176,7 @@ class Op:
 
         extents = {name: given.pop(name) for name in self.signature.extents if name in given}
         sizes = {"B": B, "H": H, "G": H if G is None else G, "M": M, "N": N, "D": D, "E": D if E is None else E}
-        return cost(self._plan(D, E), sizes | extents, given)
+        return cost(self.plan(D, E), sizes | extents, given)
 
     def draw(self, M: int, N: int, block_m: int = 64, block_n: int = 64, **given: Any) -> str:
         """The tiles of the mask as text: empty, partly visible, full; counted in the last line.
@@ -215,7 +215,7 @@ class Op:
             raise ArgumentError("q", f"`{self.name}` has no routes; `draw` shows its mask")
         return self.composite.draw(q, k, v, values, b, h)
 
-    def _plan(self, D: int, E: int | None) -> Plan:
+    def plan(self, D: int, E: int | None) -> Plan:
         from attnc.compiler import plan_program, specialize_program
 
         return plan_program(specialize_program(self.program, (D, D if E is None else E)))

@@ -5,15 +5,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
-from attnc.analyse.gradient.backward import Backward
-from attnc.analyse.ranking import Ranking
 from attnc.autotune.bucket import bucket_of
-from attnc.backends.protocol import BackwardKernel, Kernel, Selector, Target, Workload
+from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Selector, Target, Workload
 from attnc.errors import ArgumentError, TargetError
 from attnc.gradients import Call, gradients, results_for
 from attnc.ir.nodes import Kind
@@ -21,6 +19,10 @@ from attnc.ir.program import Program
 from attnc.signature import Signature, size_value
 from attnc.targets import target_of_device
 from attnc.validate import DTYPES, check_call, split
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.key_ranking import KeyRanking
 
 Widths = tuple[int, int]
 """Head widths ``(D, E)``."""
@@ -48,6 +50,14 @@ class KernelSource(Protocol):
         """What tells it from other sources for the same program; empty for the compiler with its usual backends."""
         ...
 
+    def backend_on(self, device: str) -> Backend:
+        """What runs on a type of device.
+
+        Raises:
+            TargetError: nothing does.
+        """
+        ...
+
     def of_part(self, program: Program) -> KernelSource:
         """The kernels of an attention that the program is made of."""
         ...
@@ -70,7 +80,7 @@ class KernelSource(Protocol):
         """
         ...
 
-    def selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector | str:
+    def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:
         """Kernels that choose single keys by a ranking, or why torch must."""
         ...
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from attnc.analyse.scalar import evaluate
 from attnc.errors import ArgumentError, did_you_mean
-from attnc.ir.nodes import Input, Kind, Node
+from attnc.ir.nodes import Input, Kind, Literal, Node, Size
 from attnc.ir.printer import expression
 from attnc.ir.program import Parameter, Program
 
@@ -19,6 +19,11 @@ def size_value(node: Node, sizes: Mapping[str, int]) -> int:
     Raises:
         ArgumentError: it divides by zero.
     """
+    match node:  # most are these, in every call
+        case Literal(value=int(number)):
+            return number
+        case Size(name=name) if name in sizes:
+            return sizes[name]
     try:
         value: int = evaluate(node, sizes)
     except ZeroDivisionError:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from attnc.errors import ArgumentError
-from attnc.ir import build
 from attnc.ir.nodes import Kind, Literal, Node, Param, Read, Size
-from attnc.ir.program import Parameter, Program
+from attnc.ir.program import DEFAULT_GROUP, Parameter, Program
 from attnc.ir.traverse import postorder
 from attnc.signature import Signature, describe, size_value
 
@@ -33,9 +32,6 @@ DTYPES = {
 
 REALS = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 ALLOWED = {Kind.REAL: REALS, Kind.INT: (torch.int32, torch.int64), Kind.BOOL: (torch.bool,)}
-DEFAULT_GROUP = build.apply("floordiv", build.index("h"), build.apply("floordiv", build.size("H"), build.size("G")))
-"""The key head of a query head where the spec has no `groups` clause."""
-
 INT_LIMIT = 2**31
 """Integers are 32 bits wide in kernels."""
 

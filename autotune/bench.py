@@ -11,6 +11,7 @@ from torch import Tensor
 
 from attnc.autotune.check import LOOSER, TOLERANCE, Pullback, difference, empty_output, empty_rows, run_forward
 from attnc.autotune.data import Call, make_call
+from attnc.autotune.given import given_call
 from attnc.autotune.problem import Problem
 from attnc.backends.protocol import Config
 
@@ -36,7 +37,7 @@ def measure(problem: Problem, configs: Sequence[Config], rounds: int, seconds: f
     Raises:
         Wrong: a config computes something else than the first. ``args`` hold why and which.
     """
-    call = make_call(problem, problem.sizes, seed=2)
+    call = given_call(problem) if problem.tensors else make_call(problem, problem.sizes, seed=2)
     calls: list[Callable[[], None]] = []
     expected: list[Tensor] = []
     for number, config in enumerate(configs):

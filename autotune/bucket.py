@@ -27,13 +27,5 @@ def bucket_of(sizes: Mapping[str, int]) -> Bucket:
     if not sizes:
         return NO_SIZES
     heads = -(-(sizes["B"] * sizes["H"] - 1).bit_length() // 3)
-    rows, keys = (-(-(sizes[name] - 1).bit_length() // 2) for name in "MN")
-    return Bucket(heads, rows, keys, sizes["H"] // max(1, sizes["G"]))
-
-
-def neighbours(bucket: Bucket) -> list[Bucket]:
-    """Buckets whose best configs are likely to be good here too, nearest first."""
-    heads, rows, keys, ratio = bucket
-    steps = [(0, 0, -1), (0, 0, 1), (0, -1, -1), (0, 1, 1), (0, -1, 0), (0, 1, 0), (-1, 0, 0), (1, 0, 0)]
-    found = [Bucket(heads + h, rows + m, keys + n, ratio) for h, m, n in steps]
-    return [one for one in found if min(one) >= 0]
+    rows, keys = -(-(sizes["M"] - 1).bit_length() // 2), -(-(sizes["N"] - 1).bit_length() // 2)
+    return Bucket(heads, rows, keys, sizes["H"] // (sizes["G"] or 1))

@@ -9,10 +9,11 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from attnc.autotune.canonical import LARGEST, Malformed
 from attnc.autotune.record import Record, write
-from attnc.autotune.store import read_named
+from attnc.autotune.store import open_regular, read_named
 from attnc.errors import BundleError
 
 LARGEST_BUNDLE = 256 * 2**20
@@ -44,7 +45,7 @@ def read_bundle(path: Path) -> list[Record]:
         OSError: it cannot be read.
     """
     records = []
-    for number, line in enumerate(_lines(path), 1):
+    for number, line in enumerate(_lines(path.open("rb"), path), 1):
         try:
             records.append(_record(line))
         except Malformed as error:
@@ -53,11 +54,11 @@ def read_bundle(path: Path) -> list[Record]:
 
 
 def search_bundle(path: Path, key: str) -> list[Record]:
-    """The records of one key in a bundle that may be damaged or missing; what is wrong is skipped with one line."""
+    """The records of one key in a bundle that may be damaged, missing or a link: skipped with one line in the log."""
     found, problems = [], []
     wanted = b'"key":"' + key.encode() + b'"'
     try:
-        for line in _lines(path):
+        for line in _lines(open_regular(path), path):
             if wanted in line:
                 try:
                     found.append(_record(line))
@@ -79,9 +80,9 @@ def _record(line: bytes) -> Record:
     return read_named(found[1].decode(), found[2])
 
 
-def _lines(path: Path) -> Iterator[bytes]:
-    if path.stat().st_size > LARGEST_BUNDLE:
-        raise BundleError(f"{path} has {path.stat().st_size} bytes, over {LARGEST_BUNDLE}")
-    with path.open("rb") as file:
+def _lines(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    with file:
+        if (size := os.fstat(file.fileno()).st_size) > LARGEST_BUNDLE:
+            raise BundleError(f"{path} has {size} bytes, over {LARGEST_BUNDLE}")
         while line := file.readline(LARGEST + 100):
             yield line.rstrip(b"\n")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from attnc.autotune.key import Key, differences
-from attnc.autotune.record import Record
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,17 +17,20 @@ class Nearest:
     differs: tuple[tuple[str, str, Any, Any], ...]
 
 
-def nearest(key: Key, records: Iterable[Record]) -> Nearest | None:
-    """The key among ``records`` that differs in the fewest parts, then fields; ``None`` if there are no records."""
-    others = {one.key.digest: one.key for one in records}
-    found = [Nearest(other, tuple(differences(key, other))) for other in others.values()]
-    return min(found, key=lambda one: distance(key, one.key), default=None)
+def nearest(key: Key, others: Iterable[Key]) -> Nearest | None:
+    """The key among ``others`` that is least :func:`distance` away; ``None`` if there are none."""
+    found = min(others, key=lambda other: distance(key, other), default=None)
+    return None if found is None else Nearest(found, tuple(differences(key, found)))
 
 
 def distance(a: Key, b: Key) -> tuple[int, int, str]:
-    """How far apart two keys are: in how many parts, in how many fields."""
+    """How far apart two keys are: in how many parts, in how many fields; sizes by how many buckets are between."""
     differs = list(differences(a, b))
-    return len({part for part, *_ in differs}), len(differs), b.digest
+    steps = sum(
+        abs(ours - theirs) if name.startswith("bucket.") and isinstance(ours, int) and isinstance(theirs, int) else 1
+        for _, name, ours, theirs in differs
+    )
+    return len({part for part, *_ in differs}), steps, b.digest
 
 
 def sentences(found: Nearest) -> list[str]:

@@ -69,9 +69,9 @@ def key_of(request: Request) -> Key:
                 "bucket": place._asdict(),
                 "bucket_version": bucket.VERSION,
             },
-            "space": {"backend": backend.name, "templates": templates(backend.name), "version": backend.spaces},
+            "space": {"backend": backend.name, "templates": templates(backend.families), "version": backend.spaces},
             "hardware": hardware_of(request.target),
-            "toolchain": {"compiler": backend.toolchain(), "codegen": backend.codegen},
+            "toolchain": {"compiler": backend.toolchain(request.target), "codegen": backend.codegen},
             "policy": {
                 "caches": "warm" if request.target.kind == "cpu" else "cold L2",
                 "mode": "eager",
@@ -83,13 +83,14 @@ def key_of(request: Request) -> Key:
 
 
 @functools.cache
-def templates(backend: str) -> str:
-    """A digest of the kernel code of a backend."""
-    found = importlib.util.find_spec(f"attnc.templates.{backend}")
+def templates(families: tuple[str, ...]) -> str:
+    """A digest of the kernel code in these folders."""
     total = hashlib.sha256()
-    for folder in (found and found.submodule_search_locations) or []:
-        for path in sorted(Path(folder).glob("*.py")):
-            total.update(f"{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
+    for family in families:
+        found = importlib.util.find_spec(f"attnc.templates.{family}")
+        for folder in (found and found.submodule_search_locations) or []:
+            for path in sorted(Path(folder).glob("*.py")):
+                total.update(f"{family}/{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
     return total.hexdigest()
 
 

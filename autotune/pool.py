@@ -9,12 +9,14 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any
 
-COMMAND = (sys.executable, "-m", "attnc.autotune.worker")
+COMMAND = (sys.executable, "-P", "-m", "attnc.autotune.worker")
+"""``-P``: whatever lies in the working folder is not imported."""
 READY = "ready\n"
 """What a worker says when it has begun."""
 STARTING = 120.0
@@ -22,15 +24,21 @@ STARTING = 120.0
 
 
 class Worker:
-    """One process that does one job at a time. Use it from one thread."""
+    """One process that does one job at a time; threads wait for each other."""
 
     def __init__(self, command: Sequence[str] = COMMAND, environment: Mapping[str, str] | None = None) -> None:
         self._command = command
         self._environment = {**os.environ, **(environment or {})}
         self._process: subprocess.Popen[str] | None = None
+        self._turn = threading.Lock()
+        self._errors: IO[bytes] | None = None
 
     def ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """The answer to a job; ``status`` is ``timeout`` where none came in time, ``crash`` where the process died."""
+        with self._turn:
+            return self._ask(job, timeout)
+
+    def _ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         fresh = self._process is None
         process = self._process or self._start()
         assert process.stdin is not None
@@ -48,8 +56,9 @@ class Worker:
             return {"status": "timeout", "message": f"no answer within {timeout:.0f} s"}
         if not line:
             code = process.wait()
+            said = self._last_words()
             self.close()
-            return {"status": "crash", "message": f"the process ended with {_ending(code)}"}
+            return {"status": "crash", "message": f"the process ended with {_ending(code)}{said}"}
         answer: dict[str, Any] = json.loads(line)
         if answer["status"] == "crash":
             self.close()
@@ -63,18 +72,30 @@ class Worker:
         with contextlib.suppress(OSError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        for pipe in (process.stdin, process.stdout):
+        for pipe in (process.stdin, process.stdout, self._errors):
             with contextlib.suppress(OSError):
                 if pipe:
                     pipe.close()
 
+    def _last_words(self) -> str:
+        """The last line that the process wrote to its standard error."""
+        if self._errors is None:
+            return ""
+        end = self._errors.seek(0, os.SEEK_END)
+        self._errors.seek(max(0, end - 1000))
+        lines = self._errors.read().decode(errors="replace").split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        return f": {last[:200]}" if last else ""
+
     def _start(self) -> subprocess.Popen[str]:
         """A process of its own session, so that Ctrl-C reaches this one only."""
+        if not os.environ.get("ATTNC_TUNE_DEBUG"):
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=None if os.environ.get("ATTNC_TUNE_DEBUG") else subprocess.DEVNULL,
+            stderr=self._errors,
             text=True,
             env=self._environment,
             start_new_session=True,
@@ -112,7 +133,6 @@ class Pool:
 def exclusively(device: str) -> Any:
     """Wait until no other process measures on ``device``; one bench process a device."""
     import fcntl
-    import tempfile
 
     path = Path(tempfile.gettempdir()) / f"attnc-bench-{os.getuid()}-{device}.lock"
     with path.open("w") as file:

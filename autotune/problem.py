@@ -27,6 +27,7 @@ class Problem:
         widths: ``(D, E)``.
         workload: as calls without gradients give it: no saved states.
         sizes: ``B H G M N`` and extents of the calls that are measured.
+        tensors: the path of a file with the call to measure; random tensors where it is empty.
     """
 
     checked: Checked
@@ -37,6 +38,7 @@ class Problem:
     widths: tuple[int, int]
     workload: Workload
     sizes: Mapping[str, int]
+    tensors: str = ""
 
     @property
     def program(self) -> Program:
@@ -114,6 +116,7 @@ class Problem:
             "widths": list(self.widths),
             "workload": asdict(self.workload),
             "sizes": dict(self.sizes),
+            "tensors": self.tensors,
         }
 
 
@@ -130,6 +133,7 @@ def problem_from_json(data: Mapping[str, Any], checked: Callable[[str], Checked]
         (d, e),
         Workload(**workload),
         data["sizes"],
+        data["tensors"],
     )
 
 

@@ -67,6 +67,10 @@ class Pin:
     created: str
 
 
+class Conflict(ValueError):
+    """Two pins of one key name different configs."""
+
+
 Record: TypeAlias = Observation | Pin
 _OBSERVED = tuple(Observation.__dataclass_fields__)
 _PINNED = tuple(Pin.__dataclass_fields__)

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from attnc.analyse.gradient.backward import Backward
 from attnc.backends.protocol import Backend, Config, Space, Target, Workload
 from attnc.ir.program import Program
-from attnc.plan import Plan
+
+if TYPE_CHECKING:
+    from attnc.analyse.gradient.backward import Backward
+    from attnc.plan import Plan
 
 Direction: TypeAlias = Literal["forward", "backward"]
 
@@ -59,8 +61,12 @@ def chooser(tune: str) -> Chooser:
             from attnc.autotune.session import tune_now
 
             return tune_now(request)
+        if tune == "compatible":
+            from attnc.autotune.nearby import compatible
+
+            return compatible(request)
         from attnc.autotune import lookup
 
-        return lookup.compatible(request) if tune == "compatible" else lookup.cached(request)
+        return lookup.cached(request)
 
     return choose

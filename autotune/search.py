@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from attnc.backends.protocol import Choice, Config, Space
 
 PATIENCE = 300
 """Suggestions in a row that bring nothing new, after which the space counts as searched."""
-
-
+FAMILIAR = 8
+"""The same, after which configs are drawn at random: a sampler may like a place of which everything was tried."""
+DRAWS = 1000
 LARGE = 4096
 """Points of a space that is never searched exhaustively, whatever the budget."""
 
@@ -67,6 +69,8 @@ class Search:
                 storage=_storage(storage), study_name=name, sampler=sampler, direction="minimize", load_if_exists=True
             )
         self._told: dict[str, float | None] = {}
+        self._names: dict[int, str] = {}
+        self._random = random.Random(seed)
 
     def enqueue(self, config: Config) -> None:
         """Try ``config`` before others, unless it was tried."""
@@ -86,21 +90,27 @@ class Search:
 
     def ask(self) -> Suggestion | None:
         """A config that was not tried; ``None`` if none turns up."""
-        for _ in range(PATIENCE):
+        for attempt in range(PATIENCE):
             if self.exhaustive and self._searched():
                 break
+            if attempt >= FAMILIAR and not self.exhaustive:
+                self._enqueue_any()
             trial = self.study.ask(self._distributions)
             config = self._config(trial.params)
-            name = name_of(config)
-            if (
-                name not in self._told
-                and self.space.problem(config) is None
-                and not self._finished(config, trial.number)
-            ):
+            name = self._name(trial.number, trial.params)
+            if name not in self._told and self.space.problem(config) is None and not self._finished(name, trial.number):
                 self._told[name] = None
                 return Suggestion(config, trial.number)
-            self._replay(trial, config)
+            self._replay(trial, name)
         return None
+
+    def _enqueue_any(self) -> None:
+        """Have a config at random tried next that may work and that this process has not tried."""
+        for _ in range(DRAWS):
+            config = self.space.settled({x.name: self._random.choice(x.settings) for x in self.space.choices})
+            if self.space.problem(config) is None and name_of(config) not in self._told:
+                self.enqueue(config)
+                return
 
     def tell(self, suggestion: Suggestion, ratio: float | None) -> None:
         """The time of a suggestion over that of the default; ``None`` if it failed."""
@@ -110,22 +120,22 @@ class Search:
         else:
             self.study.tell(suggestion.number, ratio)
 
-    def _replay(self, trial: optuna.Trial, config: Config) -> None:
+    def _replay(self, trial: optuna.Trial, name: str) -> None:
         """Answer a suggestion that cannot work, or was tried, without trying it."""
-        ratio = self._told.get(name_of(config))
+        ratio = self._told.get(name)
         for other in self._trials(TrialState.COMPLETE):
-            if other.params == trial.params:
+            if self._name(other.number, other.params) == name:
                 ratio = other.value
         if ratio is None:
             self.study.tell(trial, state=TrialState.PRUNED)
         else:
             self.study.tell(trial, ratio)
 
-    def _finished(self, config: Config, number: int) -> bool:
-        """Whether this or another process has tried ``config``, or is at it."""
-        params = self._params(config)
+    def _finished(self, name: str, number: int) -> bool:
+        """Whether this or another process has tried the config called ``name``, or is at it."""
         states = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        return any(trial.params == params and trial.number < number for trial in self._trials(*states))
+        before = (trial for trial in self._trials(*states) if trial.number < number)
+        return any(self._name(trial.number, trial.params) == name for trial in before)
 
     def _searched(self) -> bool:
         """Whether every point of the space was suggested."""
@@ -154,7 +164,15 @@ class Search:
         for choice in self.space.choices:
             value = params[choice.name]
             found[choice.name] = choice.settings[value] if _is_ordered(choice) else value
-        return found
+        return self.space.settled(found)
+
+    def _name(self, number: int, params: dict[str, Any]) -> str:
+        """The config of a trial, by name; empty while another process has not said all of it."""
+        if number not in self._names:
+            if params.keys() != self._distributions.keys():
+                return ""
+            self._names[number] = name_of(self._config(params))
+        return self._names[number]
 
 
 def feasible(space: Space) -> Iterator[Config]:

@@ -14,15 +14,18 @@ from contextlib import contextmanager
 
 from attnc import cache
 from attnc.autotune.key import Key, key_of
-from attnc.autotune.lookup import all_records, cached, find, nearby, packaged, user_store
+from attnc.autotune.lookup import cached, find
+from attnc.autotune.nearby import nearby
+from attnc.autotune.places import everything, user_store
 from attnc.autotune.problem import Problem
-from attnc.autotune.record import Observation, Record, name_of
+from attnc.autotune.record import Observation, name_of
 from attnc.autotune.request import Request
+from attnc.autotune.run import Failed, Progress, Watch
 from attnc.autotune.search import LARGE, Search, feasible
 from attnc.autotune.store import Store
-from attnc.autotune.tuner import Budget, Failed, Progress, Tuner, Watch
+from attnc.autotune.tuner import Budget, Tuner
 from attnc.backends.protocol import Config, Space
-from attnc.errors import BundleError, TargetError
+from attnc.errors import TargetError
 
 SEEDS = 4
 """Configs of other keys that are tried first."""
@@ -56,16 +59,6 @@ def remaining(budget: Budget, known: Sequence[Observation], again: bool) -> Budg
         tried = {name_of(one.config) for one in known if one.config and one.stage == "screen"}
         return Budget(trials=max(0, budget.trials - len(tried)))
     return Budget(seconds=0.0) if is_tuned(known) else budget
-
-
-def everything(store: Store) -> Iterator[Record]:
-    """All that seeds may come from."""
-    yield from store.all()
-    if list(packaged().glob("*.jsonl")):
-        try:
-            yield from all_records(packaged())
-        except (BundleError, OSError) as error:
-            _log.warning("attnc: no seeds from what is packaged: %s", error)
 
 
 @contextmanager

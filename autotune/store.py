@@ -7,20 +7,27 @@ What is not a record, is a link, or is too much, is skipped with one line in the
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
+import itertools
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
-from attnc.autotune.canonical import LARGEST, Malformed, dumps
+from attnc.autotune.canonical import LARGEST, Malformed, dumps, loads
+from attnc.autotune.key import Key
 from attnc.autotune.record import Pin, Record, is_digest, read, write
 
 VERSION = "v1"
 MOST = 4096
 """Records of one key that are read; there are never so many unless something went wrong."""
+SCANNED = 100_000
+"""Names in one folder that are looked at; a folder with more is left out as a whole."""
 KINDS = ("obs", "pins")
 _log = logging.getLogger("attnc")
 
@@ -65,6 +72,16 @@ class Store:
         for short in _folders(self.root / VERSION):
             yield from (key.name for key in _folders(short) if is_digest(key.name) and key.name[:2] == short.name)
 
+    def each_key(self) -> Iterator[Key]:
+        """All keys whose description can be read and is theirs; records are not."""
+        for name in self.key_names():
+            try:
+                key = Key.of(loads(read_file(self.folder(name) / "key.json")))
+            except (Malformed, OSError):
+                continue
+            if key.digest == name:
+                yield key
+
     def all(self) -> Iterator[Record]:
         """Every record that can be read."""
         for key in self.key_names():
@@ -95,26 +112,51 @@ class Store:
             if (folder / kind).is_symlink():
                 problems.append(f"{kind} is a link")
                 continue
-            names: list[str] = []
-            with contextlib.suppress(OSError), os.scandir(folder / kind) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    if not entry.is_file(follow_symlinks=False) or not is_digest(entry.name.removesuffix(".json")):
-                        problems.append(f"{entry.name[:80]} is no record")
-                    else:
-                        names.append(entry.name)
+            names = _records_in(folder / kind, problems)
             if len(names) > MOST:
                 problems.append(f"there are {len(names)}, of which {MOST} are read")
             found += [folder / kind / name for name in sorted(names)[:MOST]]
         return found
 
 
+def _records_in(folder: Path, problems: list[str]) -> list[str]:
+    """The names in a folder that may be records; none of a folder that is too full to be one of ours."""
+    names: list[str] = []
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        for number, entry in enumerate(entries):
+            if number == SCANNED:
+                problems.append(f"{folder.name} holds more than {SCANNED} files and is left out")
+                return []
+            if entry.name.startswith("."):
+                continue
+            if not entry.is_file(follow_symlinks=False) or not is_digest(entry.name.removesuffix(".json")):
+                problems.append(f"{entry.name[:80]} is no record")
+            else:
+                names.append(entry.name)
+    return names
+
+
 def read_file(path: Path) -> bytes:
-    """The bytes of a regular file that is not too large, links not followed."""
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-    with open(descriptor, "rb") as file:
+    """The bytes of a regular file that is not too large, links not followed.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    with open_regular(path) as file:
         return file.read(LARGEST + 1)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A file opened for reading: no link, no device, and no pipe that would be waited for.
+
+    Raises:
+        OSError: it is one of these, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return open(descriptor, "rb")
 
 
 def read_named(name: str, data: bytes) -> Record:
@@ -150,7 +192,8 @@ def write_once(path: Path, data: bytes) -> None:
 def _folders(where: Path) -> list[Path]:
     try:
         with os.scandir(where) as entries:
-            names = sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+            some = itertools.islice(entries, SCANNED)
+            names = sorted(entry.name for entry in some if entry.is_dir(follow_symlinks=False))
     except OSError:
         return []
     return [where / name for name in names if not name.startswith(".")]

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from attnc.autotune.record import Observation, Pin, Record, name_of
+from attnc.autotune.record import Conflict, Observation, Pin, Record, name_of
 from attnc.backends.protocol import Config, Space
 
 TIE = 0.01
 """Ratios this near are equal, and the smallest config wins, so that machines and runs agree."""
-
-
-class Conflict(ValueError):
-    """Two pins of one key name different configs."""
 
 
 def winner(records: Iterable[Record], space: Space | None = None) -> Config | None:
@@ -53,6 +48,8 @@ def ranking(records: Sequence[Observation], space: Space | None = None) -> list[
             ratios[name].append(one.relative_to_default)
     if "" not in configs:
         return []
+    import statistics  # takes as long to import as all else that a cached kernel needs of the tuner
+
     return sorted(((configs[name], statistics.median(r)) for name, r in ratios.items()), key=lambda x: x[1])
 
 

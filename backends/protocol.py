@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.key_ranking import KeyRanking
     from attnc.analyse.ranking import Ranking
     from attnc.ir.nodes import Node
     from attnc.plan import Plan
@@ -72,6 +73,10 @@ def _anything(config: Config) -> str | None:
     return None
 
 
+def _itself(config: Config) -> Config:
+    return config
+
+
 @dataclass(frozen=True, slots=True)
 class Space:
     """What can be chosen when a kernel is built; without choices there is nothing to tune.
@@ -79,12 +84,14 @@ class Space:
     Attributes:
         choices: each with its settings.
         default: what the empty config amounts to wherever that fits; where a search begins.
-        excluded: why a config cannot work or says the same as another, found on paper; ``None`` if it may work.
+        excluded: why a config cannot work, found on paper; ``None`` if it may work.
+        settled: of all configs that make the same kernel, the one that stands for them.
     """
 
     choices: tuple[Choice, ...] = ()
     default: Config = field(default_factory=dict)
     excluded: Callable[[Config], str | None] = _anything
+    settled: Callable[[Config], Config] = _itself
 
     def problem(self, config: Config) -> str | None:
         """Why ``config`` may not be built; ``None`` if it may. The empty one always may."""
@@ -96,6 +103,8 @@ class Space:
         for name, setting in config.items():
             if not any(type(setting) is type(known) and setting == known for known in settings[name]):
                 return f"`{name}` cannot be {setting!r}"
+        if (other := self.settled(config)) != config:
+            return f"it says the same as {dict(other)}"
         return self.excluded(config)
 
 
@@ -134,7 +143,10 @@ class Kernel(Protocol):
         ...
 
     def save(self, folder: Path) -> Mapping[str, Any]:
-        """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry."""
+        """Write what :meth:`Backend.load` needs into ``folder``; returns the JSON-able manifest entry.
+
+        An entry ``missing`` that is not empty says what a kernel lacks to be run, such as its machine code.
+        """
         ...
 
 
@@ -195,7 +207,36 @@ class Selector(Protocol):
         ...
 
     def save(self, folder: Path) -> Mapping[str, Any]:
-        """As :meth:`Kernel.save`; :meth:`Backend.load_selector` reads it."""
+        """As :meth:`Kernel.save`; :meth:`Choosing.load_selector` reads it."""
+        ...
+
+
+class Router(Protocol):
+    """Compiled code for one ranking, workload and target."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        """Write what each query chooses: ``numbers [B, H, M, most]`` (int32, -1 after the last), ``counts [B, H, M]``.
+
+        Tensors and sizes as in :meth:`Kernel.run`.
+        """
+        ...
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Readable by-products by file name."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """As :meth:`Kernel.save`; :meth:`Backend.load_router` reads it."""
         ...
 
 
@@ -207,6 +248,10 @@ class Backend(Protocol):
     """Raised by hand when the same plan and config begin to yield other code than before."""
     spaces: int
     """Raised by hand when the spaces change."""
+    families: tuple[str, ...]
+    """The folders of ``attnc.templates`` whose code is in its kernels."""
+    sums_groups: bool
+    """Whether walks of its backwards sum over the query heads of a group: see :mod:`attnc.analyse.gradient.groups`."""
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in the plan that this backend cannot run on ``target``; empty if it can."""
@@ -245,7 +290,23 @@ class Backend(Protocol):
         """The kernel that :meth:`BackwardKernel.save` wrote, without calling any compiler."""
         ...
 
-    def toolchain(self) -> str:
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        """Everything in a ranking that this backend cannot do on ``target``; empty if it can choose."""
+        ...
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        """Compile what chooses."""
+        ...
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        """The kernel that :meth:`Router.save` wrote, without calling any compiler."""
+        ...
+
+    def regroups(self, plan: Plan) -> bool:
+        """Whether the kernels of a plan, and of its backward, sort queries by the lists of blocks that its mask is."""
+        ...
+
+    def toolchain(self, target: Target) -> str:
         """Name and version of everything that decides what :meth:`build` yields, for cache keys."""
         ...
 
@@ -254,11 +315,11 @@ class Backend(Protocol):
 class Choosing(Backend, Protocol):
     """A backend that also has kernels for choosing single keys; others leave that to torch."""
 
-    def selector_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[Unsupported]:
+    def selector_problems(self, ranking: KeyRanking, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in a ranking that this backend cannot run on ``target``; empty if it can."""
         ...
 
-    def build_selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector:
+    def build_selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector:
         """Compile a choice of single keys."""
         ...
 

@@ -1,8 +1,10 @@
-"""Attention on a GPU: attnc, torch's SDPA (cuDNN, flash) and compiled FlexAttention, taking turns in one process.
+"""Attention on a GPU, forward and backward: attnc, torch's SDPA (cuDNN, flash) and compiled FlexAttention.
 
-Every result is checked first. Times are by device events with a cold L2 cache, medians over interleaved rounds: a card
-changes its clock under load, so only ratios within one run compare. Writes ``results/gpu.json``. ``--quick`` uses
-small sizes and writes nothing.
+Every result is checked first. Times are by device events with a cold L2 cache, medians over interleaved rounds in one
+process: a card changes its clock under load, so only ratios within one row compare. Score functions, normalisations and
+masks are also timed beside our own softmax of the same shape (``softmax``), backwards beside the one whose bits do not
+change from call to call (``ordered``). Writes ``results/gpu.json`` and ``gpu.md`` after each row, ``gpu.png`` at the
+end. ``--quick`` uses small sizes and writes nothing.
 """
 
 from __future__ import annotations
@@ -13,15 +15,15 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from typing import Any
 
 import torch
 from cases import CASES, Case, Shape, check, flex_call, flops, sdpa_call, tensors
-from record import write
+from gpu_cases import GPU_CASES, Measurement, measurements
+from gpu_report import plot, save
 from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -30,6 +32,12 @@ import attnc
 GPU = torch.device("cuda")
 PEERS = {"cudnn": SDPBackend.CUDNN_ATTENTION, "flash": SDPBackend.FLASH_ATTENTION}
 FLUSH_BYTES = 512 * 2**20
+PLAIN = ("full", "causal")
+SOFTMAX = {case.name: case.spec for case in CASES if case.name in PLAIN}
+FLEX_LENGTHS = (4096, 16384)
+"""Where FlexAttention takes part: it compiles each shape anew."""
+BOUND = 2e-2
+"""How far gradients in bf16 may be from others, relative to their norm."""
 
 
 def pinned(call: Callable[[], Tensor], backend: SDPBackend) -> Callable[[], Tensor]:
@@ -42,13 +50,34 @@ def pinned(call: Callable[[], Tensor], backend: SDPBackend) -> Callable[[], Tens
     return pinned_call
 
 
+def ordered(pull: Callable[[], Any]) -> Callable[[], Any]:
+    """A backward that adds up in one order."""
+
+    def ordered_pull() -> Any:
+        torch.use_deterministic_algorithms(True)
+        try:
+            return pull()
+        finally:
+            torch.use_deterministic_algorithms(False)
+
+    return ordered_pull
+
+
+def is_square(case: Case) -> bool:
+    """Whether all pairs are visible."""
+    return "mask" not in case.spec
+
+
 def contenders(case: Case, shape: Shape, q: Tensor, k: Tensor, v: Tensor, inputs: dict[str, Tensor]) -> dict[str, Any]:
     """The peers that can say this case, by name; a string says why one cannot."""
     found: dict[str, Any] = {}
     if (sdpa := sdpa_call(case, shape, q, k, v)) is not None:
         found |= {name: pinned(sdpa, backend) for name, backend in PEERS.items()}
-    if case.flex:
+    if case.flex and shape.N in FLEX_LENGTHS:
         found["flex"] = flex_call(case, shape, inputs, q, k, v)
+    if case.name not in PLAIN:
+        softmax = attnc.loads(SOFTMAX["full" if is_square(case) else "causal"])
+        found["softmax"] = lambda: softmax(q, k, v)
     for name, call in list(found.items()):
         try:
             call()
@@ -58,17 +87,29 @@ def contenders(case: Case, shape: Shape, q: Tensor, k: Tensor, v: Tensor, inputs
     return found
 
 
-def prepare(name: str, D: int, backward: bool) -> None:
-    """Compile a case into the cache on disk, from where the process that measures takes it."""
-    case = next(case for case in CASES if case.name == name)
-    shape = Shape(1, 2, 2, 256, D)
-    q, k, v = tensors(shape, torch.bfloat16, GPU)
+def prepare(name: str, shape: Shape, backward: bool) -> str:
+    """Compile a case, and FlexAttention's kernel for it, into the caches on disk."""
+    torch.set_num_threads(1)
+    case = next(case for case in GPU_CASES if case.name == name)
+    small = Shape(1, shape.H, shape.G, shape.N, shape.D)
+    q, k, v = tensors(small, torch.bfloat16, GPU)
+    for leaf in (q, k, v):
+        leaf.requires_grad_(backward)
     op = attnc.loads(case.spec)
-    inputs: dict[str, Any] = case.inputs(shape, GPU)
+    inputs: dict[str, Any] = case.inputs(small, GPU)
+    begun = time.perf_counter()
+    out = op(q, k, v, **inputs)
     if backward:
-        op(*(x.requires_grad_() for x in (q, k, v)), **inputs).sum().backward()
-    else:
-        op(q, k, v, **inputs)
+        out.sum().backward()
+        ordered(lambda: op(q, k, v, **inputs).sum().backward())()
+    if case.flex and shape.N in FLEX_LENGTHS:
+        flex_q, flex_k, flex_v = tensors(shape, torch.bfloat16, GPU)
+        for leaf in (flex_q, flex_k, flex_v):
+            leaf.requires_grad_(backward)
+        found = flex_call(case, shape, case.inputs(shape, GPU), flex_q, flex_k, flex_v)()
+        if backward:
+            found.sum().backward()
+    return f"{name} {shape.D} {time.perf_counter() - begun:.1f} s"
 
 
 def gradients(call: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[[], tuple[Tensor, ...]]:
@@ -81,7 +122,7 @@ def gradients(call: Callable[[], Tensor], leaves: Sequence[Tensor]) -> Callable[
 def measure(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
     """Milliseconds of each call in each round; the calls take turns, in an order that alternates."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=GPU)
-    for call, _ in itertools.product(calls.values(), range(3)):
+    for call, _ in itertools.product(calls.values(), range(2)):
         call()
     events: dict[str, list[tuple[torch.cuda.Event, torch.cuda.Event]]] = {name: [] for name in calls}
     for turn in range(rounds):
@@ -96,9 +137,9 @@ def measure(calls: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, li
     return {name: [begin.elapsed_time(end) for begin, end in pairs] for name, pairs in events.items()}
 
 
-def compare(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """One row of the results: checked first, then timed beside the peers."""
-    q, k, v = tensors(shape, dtype, GPU)
+def forward(case: Case, shape: Shape, rounds: int) -> dict[str, Any]:
+    """Checked against the reference in its last rows and against peers everywhere, then timed."""
+    q, k, v = tensors(shape, torch.bfloat16, GPU)
     inputs: dict[str, Any] = case.inputs(shape, GPU)
     op = attnc.loads(case.spec)
     begun = time.perf_counter()
@@ -114,26 +155,39 @@ def compare(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[s
     extra = torch.cuda.max_memory_allocated() - before
     peers = contenders(case, shape, q, k, v, inputs)
     for name, call in peers.items():
-        if callable(call):  # every element, against a peer: what the reference is too large for
+        if callable(call) and name != "softmax":
             difference = (call().float() - out.float()).abs().max().item()
             assert difference < 6e-2, f"{case.name}: {difference} from {name}"
     calls = {"attnc": lambda: op(q, k, v, **inputs)} | {name: call for name, call in peers.items() if callable(call)}
-    row = {
-        "case": case.name,
-        "direction": "forward",
-        "dtype": str(dtype).removeprefix("torch."),
-        "shape": {name: getattr(shape, name) for name in ("B", "H", "G", "N", "D")},
-        "error": error,
-        "first_call_seconds": first,
-        "extra_bytes": max(0, extra),
-        "missing": {name: why for name, why in peers.items() if not callable(why)},
-    }
-    return row | timed(calls, rounds, flops(case, shape, inputs))
+    facts = {"error": error, "first_call_seconds": first, "extra_bytes": max(0, extra), "missing": missing(peers)}
+    return facts | timed(calls, rounds, flops(case, shape, inputs))
 
 
-def compare_backward(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """One row of the results for the gradients of q, k and v: checked against the peers, then timed beside them."""
-    q, k, v = leaves = tensors(shape, dtype, GPU)
+def distance(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float:
+    """The largest relative difference of gradients."""
+    pairs = zip(ours, theirs, strict=True)
+    return max(float((x.float() - y.float()).norm() / y.float().norm()) for x, y in pairs)
+
+
+def check_gradients(case: Case, shape: Shape) -> float:
+    """How far the gradients of a small call are from the reference in float32."""
+    small = Shape(1, 2, 1 if shape.G < shape.H else 2, 4096 if "space" in case.spec else 600, shape.D)
+    narrow = [x.requires_grad_() for x in tensors(small, torch.bfloat16, GPU)]
+    wide = [x.detach().float().requires_grad_() for x in narrow]
+    inputs: dict[str, Any] = case.inputs(small, GPU)
+    op = attnc.loads(case.spec)
+    out, exact = op(*narrow, **inputs), op.reference(*wide, **inputs)
+    cotangent = torch.randn_like(out)
+    found = torch.autograd.grad(out, narrow, cotangent)
+    error = distance(found, torch.autograd.grad(exact, wide, cotangent.float()))
+    assert error < BOUND, f"{case.name}: gradients off by {error}"
+    return error
+
+
+def backward(case: Case, shape: Shape, rounds: int) -> dict[str, Any]:
+    """Gradients of q, k and v: checked against the reference and the peers, then timed beside them."""
+    error = check_gradients(case, shape)
+    leaves = q, k, v = tensors(shape, torch.bfloat16, GPU)
     for leaf in leaves:
         leaf.requires_grad_()
     inputs: dict[str, Any] = case.inputs(shape, GPU)
@@ -141,28 +195,27 @@ def compare_backward(case: Case, shape: Shape, dtype: torch.dtype, rounds: int) 
     peers = contenders(case, shape, q, k, v, inputs)
     calls = {"attnc": lambda: op(q, k, v, **inputs)} | {name: call for name, call in peers.items() if callable(call)}
     pulls = {name: gradients(call, leaves) for name, call in calls.items()}
+    torch.use_deterministic_algorithms(True)
+    pulls["ordered"] = ordered(gradients(calls["attnc"], leaves))
+    torch.use_deterministic_algorithms(False)
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     ours = pulls["attnc"]()
     torch.cuda.synchronize()
     extra = torch.cuda.max_memory_allocated() - before
     assert all(gradient.isfinite().all() for gradient in ours), f"{case.name}: a gradient is not finite"
-    assert all(map(torch.equal, ours, pulls["attnc"]())), f"{case.name}: other bits at the second run"
-    worst = 0.0
+    again = pulls["ordered"](), pulls["ordered"]()
+    assert all(map(torch.equal, *again)), f"{case.name}: other bits at the second run"
     for name, pull in pulls.items():
-        for mine, theirs in zip(ours, pull(), strict=True):
-            worst = max(worst, ((mine.float() - theirs.float()).norm() / theirs.float().norm()).item())
-        assert worst < 2e-2, f"{case.name}: {worst} from {name}"
-    row = {
-        "case": case.name,
-        "direction": "backward",
-        "dtype": str(dtype).removeprefix("torch."),
-        "shape": {name: getattr(shape, name) for name in ("B", "H", "G", "N", "D")},
-        "error": worst,
-        "extra_bytes": max(0, extra),
-        "missing": {name: why for name, why in peers.items() if not callable(why)},
-    }
-    return row | timed(pulls, rounds, 2.5 * flops(case, shape, inputs))
+        if name != "softmax":
+            error = max(error, distance(ours, pull()))
+            assert error < BOUND, f"{case.name}: {error} from {name}"
+    facts = {"error": error, "extra_bytes": max(0, extra), "missing": missing(peers)}
+    return facts | timed(pulls, rounds, 2.5 * flops(case, shape, inputs))
+
+
+def missing(peers: Mapping[str, Any]) -> dict[str, str]:
+    return {name: why for name, why in peers.items() if not callable(why)}
 
 
 def timed(calls: Mapping[str, Callable[[], Any]], rounds: int, work: float) -> dict[str, Any]:
@@ -176,47 +229,62 @@ def timed(calls: Mapping[str, Callable[[], Any]], rounds: int, work: float) -> d
     }
 
 
-def table(rows: list[dict[str, Any]]) -> Table:
-    """Rates of all, in TFLOP/s over the visible pairs."""
-    names = ("attnc", *PEERS, "flex")
-    shown = Table("case", "D", "N", *names)
-    for row in rows:
-        rates = (f"{row['tflops'][name]:.0f}" if name in row["tflops"] else "-" for name in names)
-        shown.add_row(row["case"], str(row["shape"]["D"]), str(row["shape"]["N"]), *rates)
-    return shown
+def run(one: Measurement, rounds: int) -> dict[str, Any]:
+    """One row; why there is none, where something fails."""
+    row: dict[str, Any] = {
+        "case": one.case.name,
+        "direction": one.direction,
+        "dtype": "bfloat16",
+        "shape": {name: getattr(one.shape, name) for name in ("B", "H", "G", "N", "D")},
+    }
+    torch.compiler.reset()
+    try:
+        return row | (forward if one.direction == "forward" else backward)(one.case, one.shape, rounds)
+    except Exception as error:  # the other rows are worth having
+        return row | {"failed": f"{type(error).__name__}: {error}"[:500]}
+
+
+def compile_ahead(wanted: Sequence[Measurement], jobs: int, console: Console) -> None:
+    """Fill the caches on disk, from which the process that measures takes its kernels."""
+    tasks: dict[tuple[str, int, bool, bool], tuple[str, Shape, bool]] = {}
+    for one in wanted:
+        is_backward, has_flex = one.direction == "backward", one.shape.N in FLEX_LENGTHS
+        tasks.setdefault((one.case.name, one.shape.D, is_backward, has_flex), (one.case.name, one.shape, is_backward))
+    with ProcessPoolExecutor(jobs, get_context("spawn"), max_tasks_per_child=8) as pool:
+        for done in as_completed([pool.submit(prepare, *task) for task in tasks.values()]):
+            console.print(done.exception() or done.result())
 
 
 def main() -> None:
-    """Measure, print, and write the results."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes; writes nothing")
-    parser.add_argument("--rounds", type=int, default=25)
-    parser.add_argument("--case", action="append", choices=[case.name for case in CASES], help="only these")
-    parser.add_argument("--backward", action="store_true", help="time the gradients of q, k and v instead")
-    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) * 3 // 4), help="that compile at once")
-    parser.add_argument("--name", help="name of the file in results/; gpu or gpu-backward if not given")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--case", action="append", default=[], help="only this one; may be repeated")
+    parser.add_argument("--direction", action="append", choices=["forward", "backward"], help="only this one")
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="measure no more rows after this time")
+    parser.add_argument("--quick", action="store_true", help="short sequences, 3 rounds, nothing is written")
+    parser.add_argument("--jobs", type=int, default=max(1, (os.cpu_count() or 1) - 2), help="that compile at once")
+    parser.add_argument("--name", default="gpu", help="of the files in results/")
     given = parser.parse_args()
-    run = compare_backward if given.backward else compare
     if not torch.cuda.is_available():
         parser.exit(1, "no GPU here\n")
-    console = Console(width=120)
-    sizes = ((8, 4096), (2, 16384)) if not given.quick else ((1, 1024),)
-    shapes = [Shape(B, 2048 // D, 2048 // D, N, D) for (B, N), D in itertools.product(sizes, (64, 128))]
+    begun = time.perf_counter()
+    console = Console(width=160)
+    longest = 4096 if given.quick else 1 << 20
+    wanted = list(measurements(given.case, given.direction or ["forward", "backward"], longest))
+    compile_ahead(wanted, given.jobs, console)
+    console.print(f"compiled after {time.perf_counter() - begun:.0f} s")
     rounds = 3 if given.quick else given.rounds
-    chosen = [case for case in CASES if not given.case or case.name in given.case]
-    with ProcessPoolExecutor(given.jobs, get_context("spawn")) as pool:
-        jobs = itertools.product(chosen, (64, 128))
-        for job in [pool.submit(prepare, case.name, D, given.backward) for case, D in jobs]:
-            job.result()
     rows = []
-    for case, shape in itertools.product(chosen, shapes):
-        torch.compiler.reset()
-        rows.append(run(case, shape, torch.bfloat16, rounds))
-        console.print(rows[-1]["case"], shape, {name: f"{rate:.0f}" for name, rate in rows[-1]["tflops"].items()})
-    console.print(table(rows))
-    if not given.quick:
-        name = given.name or ("gpu-backward" if given.backward else "gpu")
-        console.print(f"written to {write(name, GPU, {'rounds': rounds, 'cold_l2': True}, rows)}")
+    for one in wanted:
+        if time.perf_counter() - begun > given.seconds:
+            break
+        rows.append(row := run(one, rounds))
+        rates = {name: round(rate) for name, rate in row.get("tflops", {}).items()}
+        console.print(row["case"], row["direction"], *row["shape"].values(), row.get("failed") or rates)
+        if not given.quick:
+            save(given.name, GPU, {"rounds": rounds, "cold_l2": True}, rows)
+    if rows and not given.quick:
+        plot(given.name, rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from torch import Tensor
 from attnc import library, targets
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.lower import stream_program
-from attnc.backends.protocol import Choice, Config, Space, Target, Unsupported, Workload
+from attnc.analyse.ranking import Ranking
+from attnc.backends.protocol import Choice, Config, Router, Space, Target, Unsupported, Workload
 from attnc.ir.nodes import Apply
 from attnc.ir.program import Program
 from attnc.ir.traverse import postorder
@@ -126,6 +127,8 @@ class FakeBackend:
     name = "fake"
     codegen = 1
     spaces = 1
+    families: tuple[str, ...] = ()
+    sums_groups = False
 
     def __init__(self) -> None:
         self.built: list[Workload] = []
@@ -170,7 +173,19 @@ class FakeBackend:
         self.loaded += 1
         return FakeBackwardKernel(pickle.loads((folder / manifest["file"]).read_bytes()))
 
-    def toolchain(self) -> str:
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        return ("kernels choose on GPUs alone",)
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        raise NotImplementedError("what has problems is not built")
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        raise NotImplementedError("what is not built is not loaded")
+
+    def regroups(self, plan: Plan) -> bool:
+        return False
+
+    def toolchain(self, target: Target) -> str:
         return json.dumps({"fake": 1})
 
 

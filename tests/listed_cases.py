@@ -12,6 +12,7 @@ from triton_cases import NAMES, TOLERANCES, Data, make
 
 from attnc import compiler
 from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.gradient.groups import sum_groups
 from attnc.analyse.hoist import hoist
 from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
 from attnc.backends.triton import TritonBackend
@@ -61,7 +62,7 @@ def compare(data: Data, target: Target) -> None:
 
 def kernels(program: Program, workload: Workload, target: Target) -> tuple[Backward, Kernel, BackwardKernel]:
     """The derived backward of lists, the forward that saves for it, and its kernels."""
-    backward, backend = compiler.derive_backward(program), TritonBackend()
+    backward, backend = sum_groups(compiler.derive_backward(program)), TritonBackend()
     workload = replace(workload, lse=False, saved=backward.saved, unordered=True)
     plan = hoist(backward.plan)
     problems = [*backend.problems(plan, workload, target), *backend.backward_problems(backward, workload, target)]

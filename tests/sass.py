@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 import re
-import subprocess
-import tempfile
-from pathlib import Path
 
 _INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?(\S+)\s*(.*?);")
 _REGISTER = re.compile(r"(gdesc\[)?\bUR(\d+)\b")
-
-
-def disassemble(cubin: bytes) -> str:
-    import triton
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "kernel.cubin"
-        path.write_bytes(cubin)
-        tool = triton.knobs.nvidia.nvdisasm.path
-        return subprocess.run([tool, "-c", str(path)], capture_output=True, text=True, check=True).stdout
 
 
 def unwritten_reads(sass: str) -> list[str]:

@@ -110,7 +110,7 @@ op = attnc.loads("attention warm { mask causal score softcap(dot(q, k) * scale, 
 op(q, q, q)
 took = time.process_time() - start
 from attnc.jit import build_count
-heavy = {"tvm", "triton", "lark", "torch._dynamo", "sympy"} & sys.modules.keys()
+heavy = {"tvm", "triton", "lark", "torch._dynamo", "sympy", "attnc.analyse.gradient.backward"} & sys.modules.keys()
 print(build_count(), took, *sorted(heavy))
 """
     runs = []

@@ -17,7 +17,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CONFIG = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS: dict[str, str] = CONFIG["package-dir"]
-DATA = {".lark", ".attn", ".typed", ".jsonl"}
+DATA = {".lark", ".attn", ".typed", ".jsonl", ".cuh"}
 
 BUILD = "import sys, setuptools.build_meta as backend; print(getattr(backend, sys.argv[1])(sys.argv[2]))"
 

@@ -28,8 +28,8 @@ NAMES = (
     "softmax", "causal, more rows than keys", "softmax with a sink", "sigmoid", "cog", "row weights", "inline",
     "softcap", "alibi", "buckets", "relative table", "grid table", "tapa", "normalised and rotated", "latent", "gate",
     "gated rows", "decay", "documents", "neighbourhood", "empty rows", "one key", "key bias", "entropy",
-    "two passes over a mask", "gain", "mask by token", "words", "own groups", "output of lanes",
-    "documents and a table", "chosen blocks", "blocks chosen together",
+    "key bias of all heads", "two passes over a mask", "gain", "mask by token", "words", "own groups",
+    "output of lanes", "documents and a table", "chosen blocks", "blocks chosen together",
 )  # fmt: skip
 OWN_SIZES = {"neighbourhood", "one key", "grid table", "documents", "words", "relative table", "gated rows",
              "causal, more rows than keys", "own groups",
@@ -41,6 +41,30 @@ def test_gradients_in_float32(interpreter: Ask, name: str, seed: int) -> None:
     heads = {} if name == "own groups" else {"H": 2, "G": 1}
     sizes = {"B": 1, **heads} if name in OWN_SIZES else SMALL
     interpreter("gradients", case=name, dtype="f32", seed=seed, sizes=sizes)
+
+
+@pytest.mark.parametrize("heads", [(6, 2), (4, 1), (3, 3)], ids=str)
+@pytest.mark.parametrize("name", ["causal", "documents", "alibi", "normalised and rotated", "key bias", "gate"])
+def test_heads_of_a_group_are_summed_inside_a_walk(
+    interpreter: Ask, name: str, heads: tuple[int, int], seed: int
+) -> None:
+    H, G = heads
+    sizes = SMALL | {"H": H, "G": G}
+    shapes = interpreter("gradients", case=name, dtype="f32", seed=seed, sizes=sizes, processors=0)
+    assert len(shapes) >= 2
+    assert {shape[1] for shape in shapes} == {G}
+
+
+@pytest.mark.parametrize(("processors", "heads"), [(1, 2), (2, 4), (4, 6), (1000, 12)])
+def test_few_keys_are_shared_out_by_parts_of_groups(interpreter: Ask, processors: int, heads: int, seed: int) -> None:
+    """Two tiles of keys and two key heads: 4 programs where each sums its whole group."""
+    sizes = SMALL | {"H": 12, "G": 2}
+    shapes = interpreter("gradients", case="causal", dtype="f32", seed=seed, sizes=sizes, processors=processors)
+    assert {shape[1] for shape in shapes} == {heads}
+
+
+def test_groups_of_its_own_are_summed_afterwards(interpreter: Ask, seed: int) -> None:
+    assert interpreter("gradients", case="own groups", dtype="f32", seed=seed, sizes={}, processors=0) == []
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("causal", "bf16"), ("causal", "f16"), ("normalised and rotated", "bf16")])

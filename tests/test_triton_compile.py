@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import triton_cases
-from sass import disassemble, unwritten_reads
+from sass import unwritten_reads
 from triton_cases import make
 
 from attnc.analyse.lower import lower_program_to_plan
@@ -20,6 +20,7 @@ from attnc.backends.triton.configs import SHARED_MEMORY, candidates
 from attnc.backends.triton.few import FewRows
 from attnc.backends.triton.kernel import DeviceKernel
 from attnc.backends.triton.report import fault_in
+from attnc.backends.triton.sass import disassemble
 from attnc.check import check
 from attnc.grammar.source import Source
 
@@ -59,6 +60,7 @@ def compiled(name: str, target: Target, dtype: str, D: int, E: int) -> DeviceKer
     inputs = tuple(triton_cases.NAMES[tensor.dtype] for tensor in data.inputs) if data else ()
     case = triton_cases.find(name)
     made: Kernel = triton_cases.kernel(case.spec, D, E, Workload(dtype, inputs, case.lse), target)
+    made = made.many if isinstance(made, FewRows) else made
     assert isinstance(made, DeviceKernel)
     return made
 
@@ -137,7 +139,7 @@ def test_a_kernel_is_one_walk_whatever_the_softmax_is_called() -> None:
 @pytest.mark.slow
 def test_lists_of_tiles_are_made_only_where_ranges_do_not_do() -> None:
     families = [launch.family for launch in compiled("documents", SM90, "bf16", 128, 128).recipe.launches]
-    assert families == ["tiles", "stream"]
+    assert families == ["tiles", "hopper"]
 
 
 def test_a_bundle_loads_without_triton(tmp_path: Path) -> None:
@@ -159,7 +161,7 @@ folder = Path(sys.argv[1])
 kernel = TritonBackend().load(folder, json.loads((folder / "manifest.json").read_text()))
 (program,) = kernel.programs
 assert program.code[:4] == b"\\x7fELF" and program.function == "forward" and program.threads % 32 == 0
-print([value.name for value in program.values], kernel.report())
+print([value.name for value in kernel.launcher.values[0]], kernel.report())
 q = torch.zeros(1, 1, 4, 128, dtype=torch.bfloat16)
 try:
     kernel.run(q, q, q, [], [], [], q.clone(), None)
@@ -170,7 +172,7 @@ else:
 """
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert str([value.name for value in made.programs[0].values]) in done.stdout
+    assert str([value.name for value in made.launcher.values[0]]) in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ def test_forward_at_borders(interpreter: Ask, sizes: dict[str, int], seed: int) 
 
 
 @pytest.mark.parametrize("heads", HEADS)
-@pytest.mark.parametrize("name", ["softmax", "sigmoid", "latent", "own groups", "key bias"])
+@pytest.mark.parametrize("name", ["softmax", "sigmoid", "latent", "key bias"])
 def test_gradients(interpreter: Ask, name: str, heads: str, seed: int) -> None:
     interpreter("listed", case=name, heads=heads, dtype="f32", seed=seed, gradients=True, sizes=SMALL)
 

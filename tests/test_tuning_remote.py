@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from tuning_cases import key, observation, pin
 
-from attnc.autotune import lookup
+from attnc.autotune import places
 from attnc.autotune.record import write
 from attnc.autotune.remote import Remote, Transfer
 from attnc.autotune.store import Store
@@ -93,9 +93,9 @@ def test_a_remote_that_fails_degrades_to_what_is_here(
 ) -> None:
     monkeypatch.setenv("ATTNC_TUNED_REMOTE", "ftp://tuner:secret@127.0.0.1:9/nothing")
     monkeypatch.setenv("ATTNC_TUNING_DIR", str(tmp_path / "user"))
-    lookup._remote_seen.cache_clear()
+    places._remote_seen.cache_clear()
     for _ in range(2):
-        assert all(source(key()) == [] for _, source in lookup.sources())
+        assert all(source(key()) == [] for _, source in places.sources())
     assert sum("cannot be used" in one.getMessage() for one in caplog.records) == 1
 
 
@@ -105,7 +105,7 @@ def test_a_remote_is_asked_once_for_a_key(
     Remote(url).push(store)
     monkeypatch.setenv("ATTNC_TUNED_REMOTE", url)
     monkeypatch.setenv("ATTNC_TUNING_DIR", str(tmp_path / "user"))
-    lookup._remote_seen.cache_clear()
-    found = dict(lookup.sources())
+    places._remote_seen.cache_clear()
+    found = dict(places.sources())
     assert len(found[url](key())) == 3
     assert len(Store(tmp_path / "user").records(KEY)) == 3

@@ -14,7 +14,7 @@ from fake_backend import FakeBackend, installed
 from tuning_cases import observation
 
 import attnc
-from attnc.autotune import lookup, session
+from attnc.autotune import lookup, places, session
 from attnc.autotune.bundle import write_bundle
 from attnc.autotune.hardware import name_of
 from attnc.autotune.key import Key, key_of
@@ -58,7 +58,7 @@ def qkv(n: int = 100, **options: Any) -> list[torch.Tensor]:
 
 
 def test_tuned_configs_are_applied(backend: FakeBackend) -> None:
-    lookup.user_store().merge(records(problem()))
+    places.user_store().merge(records(problem()))
     op = attnc.loads(TEXT)
     q, k, v = qkv()
     torch.testing.assert_close(op(q, k, v), op.reference(q, k, v))
@@ -69,7 +69,7 @@ def test_tuned_configs_are_applied(backend: FakeBackend) -> None:
 
 def test_what_was_decided_once_asks_no_backend_again(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Spaces import compilers, which a kernel from the cache does without."""
-    lookup.user_store().merge(records(problem()))
+    places.user_store().merge(records(problem()))
     assert lookup.cached(problem().request()) == FAST
 
     def refuse(*_: object) -> None:
@@ -77,12 +77,12 @@ def test_what_was_decided_once_asks_no_backend_again(backend: FakeBackend, monke
 
     monkeypatch.setattr(FakeBackend, "space", refuse)
     assert lookup.cached(problem().request()) == FAST
-    lookup.user_store().merge(records(problem(), {"tile": 16, "way": "down"}, 0.4))
+    places.user_store().merge(records(problem(), {"tile": 16, "way": "down"}, 0.4))
     assert lookup.cached(problem().request()) == {}, "other records are decided anew, which this backend cannot"
 
 
 def test_sizes_within_a_bucket_compile_nothing(backend: FakeBackend) -> None:
-    lookup.user_store().merge(records(problem(100)))
+    places.user_store().merge(records(problem(100)))
     op = attnc.loads(TEXT)
     for n in (100, 65, 128, 255, 256):
         op(*qkv(n))
@@ -95,7 +95,7 @@ def test_sizes_within_a_bucket_compile_nothing(backend: FakeBackend) -> None:
 def test_training_has_configs_of_its_own(backend: FakeBackend) -> None:
     workload = Workload("f32", (), False, unordered=True)
     backward = problem(direction="backward", wants=("q", "k", "v"), workload=workload)
-    lookup.user_store().merge(records(backward))
+    places.user_store().merge(records(backward))
     asked = []
     build = backend.build_backward
 
@@ -137,7 +137,7 @@ def test_the_first_place_that_knows_decides(
     of = problem()
     key = key_of(of.request())
     file = f"{name_of(dict(key.parts['hardware']))}.jsonl"
-    monkeypatch.setattr(lookup, "packaged", lambda: tmp_path / "packaged")
+    monkeypatch.setattr(places, "packaged", lambda: tmp_path / "packaged")
 
     def choice() -> tuple[str, Any] | None:
         return lookup.find(of.request(), key)
@@ -146,7 +146,7 @@ def test_the_first_place_that_knows_decides(
     configs = [{"tile": tile, "way": way} for tile in (16, 32) for way in ("up", "down")]
     write_bundle(tmp_path / "packaged" / file, records(key, configs[0]))
     assert choice() == ("attnc", configs[0])
-    lookup.user_store().merge(records(key, configs[1]))
+    places.user_store().merge(records(key, configs[1]))
     assert choice() == ("user", configs[1])
     write_bundle(tmp_path / "attnc_tuned" / file, records(key, configs[2]))
     assert choice() == ("attnc_tuned", configs[2])
@@ -159,7 +159,7 @@ def test_what_does_not_fit_is_a_miss_and_never_an_error(
     backend: FakeBackend, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     key = key_of(problem().request())
-    store = lookup.user_store()
+    store = places.user_store()
     store.merge(records(key, {"tile": 17, "way": "up"}, 0.1))  # outside the space
     store.merge(records(Key.of({**key.parts, "hardware": {"vendor": "other"}})))  # another machine
     op = attnc.loads(TEXT)
@@ -193,7 +193,7 @@ def test_two_ranks_choose_the_same(backend: FakeBackend, tmp_path: Path) -> None
 
 
 def test_neighbours_apply_only_where_that_is_asked_for(backend: FakeBackend, caplog: pytest.LogCaptureFixture) -> None:
-    lookup.user_store().merge(records(problem(100)))
+    places.user_store().merge(records(problem(100)))
     attnc.loads(TEXT)(*qkv(300))
     assert backend.configs == [{}]
     attnc.loads(TEXT, tune="compatible")(*qkv(300))

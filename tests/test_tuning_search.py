@@ -19,9 +19,10 @@ from attnc.autotune.key import key_of
 from attnc.autotune.pool import Pool, Worker, exclusively
 from attnc.autotune.problem import Problem
 from attnc.autotune.record import Observation
+from attnc.autotune.run import Failed, Progress
 from attnc.autotune.search import Search, feasible
 from attnc.autotune.store import Store
-from attnc.autotune.tuner import Budget, Failed, Progress, Tuner
+from attnc.autotune.tuner import Budget, Tuner
 from attnc.autotune.winner import winner
 from attnc.backends.protocol import Choice, Space, Target, Workload
 from attnc.grammar.source import Source
@@ -272,3 +273,15 @@ for line in sys.stdin:
     worker.close()
     dying = Worker((sys.executable, "-c", "import os; os.abort()"))
     assert dying.ask({}, 20.0) == {"status": "crash", "message": "the process ended with signal SIGABRT"}
+    speaking = Worker((sys.executable, "-c", "raise SystemExit('no such thing')"))
+    assert speaking.ask({}, 20.0)["message"] == "the process ended with code 1: no such thing"
+
+
+def test_a_worker_imports_nothing_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "attnc").mkdir()
+    (tmp_path / "attnc" / "__init__.py").write_text("raise SystemExit('another attnc')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYTHONSAFEPATH", raising=False)
+    worker = Worker()
+    assert worker.ask({"no": "job"}, 60.0)["message"] == "the process ended with code 1: KeyError: 'problem'"
+    worker.close()

@@ -137,7 +137,7 @@ def test_the_linker_says_what_is_wrong(tmp_path: Path) -> None:
 
 
 def test_toolchain_names_versions_and_processor() -> None:
-    toolchain = TvmBackend().toolchain()
+    toolchain = TvmBackend().toolchain(Target("cpu"))
     assert "apache-tvm" in toolchain
     assert Workload.__name__ not in toolchain
 

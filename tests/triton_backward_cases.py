@@ -13,6 +13,7 @@ from triton_cases import NAMES, TOLERANCES, Case, Data, documents, few, make
 
 from attnc.analyse.gradient.backward import Backward
 from attnc.analyse.gradient.derive import derive
+from attnc.analyse.gradient.groups import sum_groups
 from attnc.analyse.hoist import hoist
 from attnc.analyse.lower import stream_program
 from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
@@ -33,9 +34,11 @@ MORE = (
     Case("tapa", "param alpha: real = 0.2 score dot(q[0:16], k[0:16]) * scale "
          "* cos(0.6283 * abs(i - j) ** alpha * dot(q[16:32], k[16:32]))", params=(0.2,), loose=10),
     Case("gain", "input w: real[H, D] query rmsnorm(q) * w[h, :]"),
+    Case("own keys", "input w: real[H, D] mask causal score dot(q, detach(k * w[h, :])) * scale"),
     Case("gated rows", "input gate: real[B, H, M, E] mask causal output o + gate[b, h, row, :]", {"M": 53, "N": 37}),
     Case("empty rows", "mask j < i - 30"),
     Case("key bias", "input u: real[B, G, N] score dot(q, k) * scale + u[b, g, j]"),
+    Case("key bias of all heads", "input u: real[B, N] score dot(q, k) * scale + u[b, j]"),
     Case("row weights", "input a: real[B, H, M] param c: real = 0.3 normalize affine(score, a[b, h, row], c)",
          params=(0.3,)),
     Case("entropy", "output o * rowsum(weight * score)", loose=4),
@@ -53,7 +56,7 @@ def find(name: str) -> Case:
 
 @cache
 def derived(spec: str, D: int, E: int) -> Backward:
-    return derive(stream_program(triton_cases.specialized(spec, D, E), keep_detach=True))
+    return sum_groups(derive(stream_program(triton_cases.specialized(spec, D, E), keep_detach=True)))
 
 
 @cache
@@ -161,7 +164,7 @@ def found(
 
 def expected(data: Data, d_out: Tensor) -> dict[str, Tensor]:
     """Autograd through the reference, in float64."""
-    wide = {name: x.cpu().double() if x.is_floating_point() else x.cpu() for name, x in call_of(data).tensors.items()}
+    wide = {name: x.double() if x.is_floating_point() else x for name, x in call_of(data).tensors.items()}
     leaves: dict[str, Any] = {name: x.requires_grad_() for name, x in wide.items() if x.is_floating_point()}
     named = {x.name: wide[x.name] for x in data.program.inputs}
     params = {x.name: wide[x.name] for x in data.program.parameters}
@@ -170,7 +173,7 @@ def expected(data: Data, d_out: Tensor) -> dict[str, Tensor]:
     assert isinstance(out, Tensor)
     if not out.requires_grad:
         return {name: torch.zeros_like(x) for name, x in leaves.items()}
-    made = torch.autograd.grad(out, list(leaves.values()), d_out.cpu().double(), allow_unused=True)
+    made = torch.autograd.grad(out, list(leaves.values()), d_out.double(), allow_unused=True)
     return {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(leaves.items(), made, strict=True)}
 
 
@@ -187,7 +190,7 @@ def compare(
     for name, gradient in found(data, d_out, target, derived, kernels).items():
         size = max(1.0, float(right[name].abs().max())) if right[name].numel() else 1.0
         torch.testing.assert_close(
-            gradient.cpu().double(), right[name], rtol=tolerance, atol=tolerance * size,
+            gradient.double().to(right[name].device), right[name], rtol=tolerance, atol=tolerance * size,
             msg=lambda text, name=name: f"the gradient of {name}: {text}",
         )  # fmt: skip
 

@@ -54,6 +54,22 @@ def words(choosers: str | int, block: int) -> Maker:
     return make
 
 
+def lists(most: int, block: int) -> Maker:
+    """Numbers of blocks for each query and head: some that are none, some twice."""
+
+    def make(sizes: Mapping[str, int], random: torch.Generator) -> Tensor:
+        blocks = -(-sizes["N"] // block)
+        shape = [sizes["B"], sizes["H"], sizes["M"], most]
+        return torch.randint(-2, blocks + 1, shape, generator=random)
+
+    return make
+
+
+def listed(most: int, block: int) -> str:
+    """A mask of such lists."""
+    return " or ".join(f"l[b, h, row, {n}] == j // {block}" for n in range(most))
+
+
 def some(share: float, *dims: str) -> Maker:
     """Truth values of which ``share`` is true."""
     return lambda sizes, random: torch.rand([sizes[dim] for dim in dims], generator=random) < share
@@ -116,6 +132,16 @@ CASES = (
     Case("blocks chosen together", "input words: int[B, (N - 1) // 32 - (N - M) // 32 + 1, (N + 255) // 256] "
          "mask causal and words[b, i // 32 - (i - row) // 32, j // 8 // 32] >> j // 8 % 32 & 1 == 1",
          made={"words": words(32, 8)}),
+    Case("lists", f"input l: int[B, H, M, 3] mask {listed(3, 16)}", {"N": 83}, {"l": lists(3, 16)}, lse=True),
+    Case("lists, causal", f"input l: int[B, H, M, 2] mask causal and ({listed(2, 20)})", {"M": 83, "N": 93},
+         {"l": lists(2, 20)}, lse=True),
+    Case("lists in a window", f"input l: int[B, H, M, 5] mask window(30) and ({listed(5, 16)})", {"M": 93, "N": 83},
+         {"l": lists(5, 16)}),
+    Case("lists, rotated and biased", f"input l: int[B, H, M, 3] input x: real[H] query rope(q, i) key rope(k, j) "
+         f"score dot(q, k) * scale + x[h] * (j - i) mask causal and ({listed(3, 32)})", {"M": 83, "N": 93},
+         {"l": lists(3, 32)}, lse=True, loose=8),
+    Case("lists without a softmax", f"input l: int[B, H, M, 3] normalize sigmoid(score) mask {listed(3, 16)}",
+         {"M": 83, "N": 93}, {"l": lists(3, 16)}, loose=2),
     Case("chunk of documents", "input doc: int[B, N] mask same_document(doc) and causal", {}, {"doc": documents}),
     Case("spans by head", "input span: int[H] mask causal and i - j < span[h]", made={"span": few(60, "H")}),
     Case("keys that are there", "input keep: bool[B, N] mask keep[b, j]", made={"keep": some(0.3, "B", "N")}, lse=True),
@@ -187,7 +213,7 @@ class Data:
 
     def expected(self) -> tuple[Tensor, Tensor | None]:
         def wide(tensor: Tensor) -> Tensor:
-            return tensor.cpu().double() if tensor.is_floating_point() else tensor.cpu()
+            return tensor.double() if tensor.is_floating_point() else tensor
 
         named = {declared.name: wide(x) for declared, x in zip(self.program.inputs, self.inputs, strict=True)}
         params = {p.name: x for p, x in zip(self.program.parameters, self.case.params, strict=True)}
@@ -212,9 +238,9 @@ class Data:
         tolerance = TOLERANCES[NAMES[self.q.dtype]] * self.case.loose
         out, lse = self.run(target)
         expected, rows = self.expected()
-        torch.testing.assert_close(out.cpu().double(), expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
         if rows is not None and lse is not None:
-            torch.testing.assert_close(lse.cpu().double(), rows, rtol=tolerance, atol=tolerance)
+            torch.testing.assert_close(lse.double(), rows, rtol=tolerance, atol=tolerance)
 
 
 def make(case: Case, dtype: str, seed: int, device: str = "cpu") -> Data:

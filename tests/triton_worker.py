@@ -22,8 +22,13 @@ from triton_cases import Case, Data, make
 
 from attnc.analyse.lower import lower_program_to_plan
 from attnc.backends.protocol import Target, Workload
-from attnc.backends.triton import TritonBackend
+from attnc.backends.triton import TritonBackend, call
+from attnc.backends.triton.configs import INTERPRETER, Config
 from attnc.backends.triton.few import FewRows
+from attnc.backends.triton.hopper.backward_configs import WalkConfig
+from attnc.backends.triton.kernel import InterpretedBackward
+from attnc.backends.triton.lower_backward import lower_backward_to_recipe
+from attnc.backends.triton.recipe import Launch
 from attnc.ir.reader import read_program
 from attnc.ir.specialize import specialize
 from attnc.reference import evaluate
@@ -109,10 +114,51 @@ def compare_program(request: dict[str, object]) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=1e-3, atol=1e-3 * scale)
 
 
-def compare_gradients(request: dict[str, object]) -> None:
-    """Gradients against autograd through the reference."""
+def compare_gradients(request: dict[str, object]) -> list[list[int]]:
+    """Gradients against autograd through the reference, as on a device with so many ``processors``.
+
+    Answers the shapes of what walks that sum over the heads of a group wrote.
+    """
     data = make(case_of(request), str(request["dtype"]), int(request["seed"]))  # type: ignore[call-overload]
-    triton_backward_cases.compare(data, TARGET)
+    shapes: list[list[int]] = []
+    part, processors = call._part_groups, call.processors_of
+
+    def recorded(launch: Launch, one: call.Call, device: torch.device) -> dict[str, torch.Tensor]:
+        totals = part(launch, one, device)
+        shapes.extend(list(one.tensors[name].shape) for name in launch.grouped)
+        return totals
+
+    call._part_groups = recorded
+    if "processors" in request:
+        call.processors_of = lambda _: int(request["processors"])  # type: ignore[call-overload]
+    try:
+        triton_backward_cases.compare(data, TARGET)
+    finally:
+        call._part_groups, call.processors_of = part, processors
+    return shapes
+
+
+def compare_on_hopper(request: dict[str, object]) -> list[str]:
+    """Gradients by emulated kernels for Hopper, with the configs of a request; answers the families that ran."""
+    from hopper_emulator import Emulator
+
+    case = case_of(request).at(**dict(request["sizes"]))  # type: ignore[call-overload]
+    data = make(case, str(request.get("dtype", "bf16")), int(request["seed"]))  # type: ignore[call-overload]
+    configs: dict[str, Config] = {"pairs": INTERPRETER}
+    for over in ("keys", "rows"):
+        configs[over] = WalkConfig(**request[over])  # type: ignore[arg-type]
+    lowered = lower_backward_to_recipe(
+        triton_backward_cases.backward_of(data), triton_backward_cases.workload_of(data), configs, "f32"
+    )
+    made = InterpretedBackward(lowered.recipe, {}, Emulator(case.name, lowered))
+    kernel, processors = triton_backward_cases.backward_kernel, call.processors_of
+    triton_backward_cases.backward_kernel = lambda *_: made
+    call.processors_of = lambda _: int(request.get("processors", 0))  # type: ignore[call-overload]
+    try:
+        triton_backward_cases.compare(data, TARGET)
+    finally:
+        triton_backward_cases.backward_kernel, call.processors_of = kernel, processors
+    return [launch.family for launch in lowered.recipe.launches]
 
 
 def compare_gradient_strides(request: dict[str, object]) -> None:
@@ -177,6 +223,7 @@ ACTIONS = {
     "gradients": compare_gradients,
     "gradient strides": compare_gradient_strides,
     "gradient bits": compare_gradient_bits,
+    "on hopper": compare_on_hopper,
 }
 
 

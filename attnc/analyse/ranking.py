@@ -1,129 +1,244 @@
-"""Ranks of single keys as kernels compute them: a sum over an extra axis of a function of one dot product."""
+"""A route as kernels take it: blocks stand in for keys, and what is made of one side alone is made before.
+
+The rank becomes an expression over pairs of a query (``row``, ``i``) and a block, whose number is ``j``. Dot products
+are of one vector of each; pools over the keys of a block, and what is computed from them, are tensors of blocks.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Literal as OneOf
 
-from attnc.ir import build
-from attnc.ir.build import apply
-from attnc.ir.nodes import Apply, Bound, Dot, Index, Input, Kind, Literal, Node, Param, Read, Size, Token, Total
-from attnc.ir.program import Program, Route
-from attnc.ir.traverse import postorder, substitute
+from attnc.ir.build import apply, dot, index, literal, read, size
+from attnc.ir.nodes import (
+    Apply,
+    Bound,
+    Dot,
+    Index,
+    Input,
+    Kind,
+    Literal,
+    Node,
+    Param,
+    Pool,
+    Read,
+    Reduce,
+    Size,
+    Slice,
+    Token,
+    Total,
+    Window,
+)
+from attnc.ir.program import Program
+from attnc.ir.traverse import contains, postorder, rebuild, substitute
+from attnc.plan import TokenMap
 
-TOKENS = {"q": ("b", "h", "row"), "k": ("b", "g", "j"), "v": ("b", "g", "j")}
+BLOCKS = size("blocks__")
+"""How many blocks there are."""
+
+CAUSAL = apply("le", index("j"), index("i"))
+_HELD = 32
+"""Blocks that a query may choose by rank."""
+_TAKEN = 8
+"""Blocks that it may take without."""
+
+
+class NotRanked(Exception):
+    """No kernel chooses like this, and why."""
 
 
 @dataclass(frozen=True, slots=True)
-class Operand:
-    """Vectors of a tensor: ``places`` says which index each dimension but the last is read at: one of ``b h g n``, or
-    ``token`` for the row or the key.
-    """
+class BlockPool:
+    """``result[b, h or g, block]`` (with a width) is ``x`` reduced over the keys of each block; ``per`` as in a map."""
 
-    tensor: str
-    places: tuple[str, ...]
-    width: int
+    result: Input
+    op: OneOf["mean", "max", "min", "sum"]
+    x: Node
+    per: OneOf["H", "G"]
 
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """How the queries of a program choose single keys, one by one.
+    """How each query chooses ``top`` blocks.
 
-    The rank of a pair is ``final``, in which ``total`` stands for the sum over ``n < count`` of ``term``, and ``term``
-    for a function of ``product``, the dot product of a vector of the query and one of the key (both may be ``None``).
-    The ``longest`` highest ranks of the keys in ``visible`` are chosen. ``heads`` says who chooses: ``H``, ``G``, or
-    nothing, where all heads choose together.
+    Attributes:
+        program: declares inputs, parameters and the key heads; the route is the only one of its body.
+        block: keys of a block.
+        causal: whether a query sees the blocks that begin at or before it; else it sees all.
+        pools: of keys, first.
+        maps: of queries (``row``, ``i``) and of blocks (``j``), in order.
+        rank: over pairs.
+        candidates: which visible blocks are ranked; ``None`` for all.
+        always: what is taken first and counted: ``("self" | "first" | "last", how many)``.
+        also: what is taken besides.
+        top: how many are chosen, ``always`` included.
+        most: how many there can be in all.
     """
 
     program: Program
-    visible: Node
-    final: Node
-    total: Node | None
-    term: Node
-    count: Node
-    product: Dot | None
-    query: Operand | None
-    key: Operand | None
-    longest: Node
-    heads: str
+    block: int
+    causal: bool
+    pools: tuple[BlockPool, ...]
+    maps: tuple[TokenMap, ...]
+    rank: Node
+    candidates: Node | None
+    always: tuple[tuple[str, int], ...]
+    also: tuple[tuple[str, int], ...]
+    top: int
+    most: int
 
 
-def ranking_of(program: Program, visible: Node, route: Route, longest: Node, heads: str) -> Ranking | str:
-    """The ranking of a route of a program whose widths are set, or why it is not one.
+def ranking_of(program: Program) -> Ranking:
+    """The route of a program that has one, its head widths set.
 
-    ``visible`` is the mask, earlier routes included; ``program`` declares the inputs of both.
+    Raises:
+        NotRanked: kernels do not choose like this.
     """
-    assert route.rank is not None
-    plain: dict[Node, Node] = {build.index("J"): build.index("j")}
-    rank = substitute(route.rank, plain)
-    if route.candidates is not None:
-        visible = apply("and", visible, substitute(route.candidates, plain))
-    for node in postorder(rank, visible):
-        if (reason := _refused(node)) is not None:
-            return reason
-    if any(isinstance(node, Dot | Total) for node in postorder(visible)):
-        return "candidates that depend on vectors"
-    totals = [node for node in postorder(rank) if isinstance(node, Total)]
-    if len(totals) > 1:
-        return "several sums over extra axes"
-    total: Node | None = totals[0] if totals else None
-    count: Node = build.literal(1)
-    term: Node = build.literal(0.0)
-    if isinstance(total, Total):
-        term, count = total.x, total.index.extent
-    outside = [node for node in postorder(rank, stop=totals) if isinstance(node, Dot)]
-    inside = [node for node in postorder(term) if isinstance(node, Dot)]
-    if len(outside) + len(inside) > 1:
-        return "several dot products"
-    product = next(iter(outside + inside), None)
-    if total is None and isinstance(product, Dot):
-        total = term = product
-    query = key = None
-    if isinstance(product, Dot):
-        sides = [_operand(node) for node in (product.a, product.b)]
-        by_side = {side: one for one, side in (found for found in sides if found is not None)}
-        if by_side.keys() != {"row", "j"}:
-            return "a dot product of others than stored vectors of a query and a key"
-        query, key = by_side["row"], by_side["j"]
-        if query.width & (query.width - 1) or not 16 <= query.width <= 512:
-            return "vectors whose width is no power of two from 16 to 512"
-    return Ranking(program, visible, rank, total, term, count, product, query, key, longest, heads)
+    (route,) = program.body.routes
+    rule = route.select
+    if route.queries != "query":
+        raise NotRanked("queries do not choose each for itself")
+    if not isinstance(route.keys_block, Literal) or route.keys_block.value < 2:
+        raise NotRanked("single keys are chosen")
+    if program.body.mask is not CAUSAL and program.body.mask is not literal(True):
+        raise NotRanked("the mask is another than causal")
+    if route.rank is None or rule is None or rule.how != "top" or dict(rule.options).get("scope") in ("head", "heads"):
+        raise NotRanked("blocks are not selected by `top` of each query")
+    if not isinstance(rule.args[0], Literal) or rule.args[0].kind is not Kind.INT:
+        raise NotRanked("how many are chosen is no constant")
+    always, also = (tuple(map(_taken, items)) for items in (route.always, route.also))
+    taken, top = sum(n for _, n in always), max(0, int(rule.args[0].value))
+    if max(top, taken) > _HELD or taken > _TAKEN or sum(n for _, n in also) > _TAKEN:
+        raise NotRanked(f"more than {_HELD} are chosen, or more than {_TAKEN} taken whatever their rank")
+    making = _Making()
+    rank = making.pair(route.rank)
+    candidates = None if route.candidates is None else making.pair(route.candidates)
+    held = max(top, taken)
+    return Ranking(
+        program, int(route.keys_block.value), program.body.mask is CAUSAL, tuple(making.pools), tuple(making.maps),
+        rank, candidates, always, also, top, max(1, held + sum(n for _, n in also)),
+    )  # fmt: skip
 
 
-def _refused(node: Node) -> str | None:
-    match node:
-        case Literal() | Size() | Param() | Apply() | Dot() | Total() | Bound():
-            return None
-        case Index(name="b" | "h" | "g" | "row" | "i" | "j"):
-            return None
-        case Read() | Token():
-            return None
-        case _:
-            return f"`{type(node).__name__.lower()}` in a rank"
-
-
-def _operand(node: Node) -> tuple[Operand, str] | None:
-    """A vector of a token as it is stored, and whose it is: ``row`` or ``j``."""
-    match node:
-        case Token(name=name, width=Literal(value=width)):
-            *places, side = TOKENS[name]
-            return Operand(name, (*places, "token"), int(width)), side
-        case Read(input=Input(name=name, kind=Kind.REAL, dims=dims), indices=(*closed, None), width=Literal() as width):
-            places = [_place(at, dim) for at, dim in zip(closed, dims, strict=False)]
-            sides = {at.name for at in closed if isinstance(at, Index) and at.name in ("row", "j")}
-            if "" in places or places.count("token") != 1 or len(sides) != 1:
-                return None
-            return Operand(name, tuple(places), int(width.value)), sides.pop()
+def refusal(program: Program) -> str | None:
+    """Why the route of a program is not chosen by kernels; ``None`` if it is."""
+    try:
+        ranking_of(program)
+    except NotRanked as reason:
+        return str(reason)
     return None
 
 
-_EXTENTS = {"b": "B", "h": "H", "g": "G", "row": "M", "j": "N"}
+def _taken(item: tuple[str, Node | None]) -> tuple[str, int]:
+    name, node = item
+    if name == "self":
+        return name, 1
+    if name == "where" or not isinstance(node, Literal):
+        raise NotRanked("blocks are taken by a condition")
+    return name, max(0, int(node.value))
 
 
-def _place(at: Node | None, dim: Node) -> str:
-    """What an index runs over, if it runs over all of a dimension and never outside of it; else nothing."""
-    match at:
-        case Index(name=name) if name in _EXTENTS and dim is build.size(_EXTENTS[name]):
-            return "token" if name in ("row", "j") else name
-        case Bound(extent=extent) if extent is dim:
-            return "n"
-    return ""
+@dataclass(slots=True)
+class _Making:
+    """What is made before, and what nodes became."""
+
+    pools: list[BlockPool] = field(default_factory=list)
+    maps: list[TokenMap] = field(default_factory=list)
+    known: dict[Node, Node] = field(default_factory=dict)
+
+    def pair(self, root: Node) -> Node:
+        """An expression over queries and blocks."""
+        for node in postorder(root, stop=self.known):
+            if node not in self.known and not node.is_vector:
+                self.known[node] = self._scalar(node)
+        return self.known[root]
+
+    def _scalar(self, node: Node) -> Node:
+        match node:
+            case Dot(a=a, b=b) if {_side(a), _side(b)} == {"query", "block"}:
+                return dot(self._vector(a), self._vector(b))
+            case Reduce(over="J" | "w"):
+                raise NotRanked("ranks are compared with each other before the selection")
+            case Pool(over="g" | "h" | "w" | "i") | Total() | Window() | Bound():
+                raise NotRanked("ranks are summed over heads, windows or an axis of inputs")
+            case Index(name="J"):
+                return index("j")
+            case Index(name="j"):
+                raise NotRanked("the keys of a block are looked at beside their pools")
+            case Literal() | Index() | Size() | Param():
+                return node
+            case Apply() | Read() if not node.is_vector:
+                if any(child not in self.known for child in node.children if not child.is_vector):
+                    raise NotRanked("a part of the rank is not of one kind")
+                return rebuild(node, tuple(self.known[child] for child in node.children))
+        return self._map(node)
+
+    def _vector(self, node: Node) -> Node:
+        """A vector that products take as it is: of the queries, or made before."""
+        return node if _is_query(node) else self._map(node)
+
+    def _map(self, node: Node) -> Node:
+        """A number or vector of one side, made before."""
+        if node not in self.known:
+            side = _side(node)
+            if side is None:
+                raise NotRanked("a vector of queries meets one of blocks other than in a product")
+            expression = self._pooled(node)
+            if side == "query" and contains(expression, lambda x: isinstance(x, Pool)):
+                raise NotRanked("queries are pooled")
+            if isinstance(expression, Read) and side == "block" and expression.input.name.startswith("pool"):
+                self.known[node] = expression
+                return expression
+            per: OneOf["H", "G"] = "H" if side == "query" or contains(expression, _by_head) else "G"
+            result, at = _tensor(f"map{len(self.maps)}__", side, per, node.width)
+            key = "query" if side == "query" else "key"
+            self.maps.append(TokenMap(result, key, per, expression))  # type: ignore[arg-type]
+            self.known[node] = read(result, at)
+        return self.known[node]
+
+    def _pooled(self, root: Node) -> Node:
+        """``root`` with pools over keys as reads of what they made, and ``J`` as ``j``."""
+        found: dict[Node, Node] = {index("J"): index("j")}
+        for node in postorder(root, stop=[x for x in postorder(root) if isinstance(x, Pool)]):
+            if isinstance(node, Pool):
+                if node.over != "j":
+                    raise NotRanked("ranks are summed over heads or windows, or queries are pooled")
+                found[node] = self._pool(node)
+            elif isinstance(node, Reduce | Total | Window) and getattr(node, "over", "J") != "d":
+                raise NotRanked("ranks are compared with each other before the selection")
+        return substitute(root, found)
+
+    def _pool(self, node: Pool) -> Node:
+        for one in self.pools:
+            if one.op == node.op and one.x is node.x:
+                return read(one.result, _tensor(one.result.name, "block", one.per, node.width)[1])
+        if contains(node.x, lambda x: isinstance(x, Pool | Window | Total | Index) and getattr(x, "name", "I") == "I"):
+            raise NotRanked("pools of pools")
+        per: OneOf["H", "G"] = "H" if contains(node.x, _by_head) else "G"
+        result, at = _tensor(f"pool{len(self.pools)}__", "block", per, node.width)
+        self.pools.append(BlockPool(result, node.op, node.x, per))
+        return read(result, at)
+
+
+def _tensor(name: str, side: str, per: str, width: Node | None) -> tuple[Input, tuple[Node | None, ...]]:
+    """A tensor of queries or blocks, and the indices at which it is read."""
+    dims = (size("B"), size(per), size("M") if side == "query" else BLOCKS)
+    at = (index("b"), index("h" if per == "H" else "g"), index("row" if side == "query" else "j"))
+    if width is None:
+        return Input(name, Kind.REAL, dims), at
+    return Input(name, Kind.REAL, (*dims, width)), (*at, None)
+
+
+def _side(node: Node) -> str | None:
+    """Whether a value is of queries or of blocks; ``None`` if of both."""
+    of_query = bool({"i", "I"} & node.axes)
+    of_block = bool({"J", "j"} & node.axes)
+    return None if of_query and of_block else "query" if of_query else "block"
+
+
+def _is_query(node: Node) -> bool:
+    return (isinstance(node, Token) and node.name == "q") or (isinstance(node, Slice) and _is_query(node.x))
+
+
+def _by_head(node: Node) -> bool:
+    return node is index("h")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from attnc import api
+from attnc.bundle import Bundle
 from attnc.cli.console import Exit, err, fail, out, progress
 from attnc.compiler import Stop, compile_spec
 from attnc.grammar.source import Source
@@ -104,6 +105,8 @@ def compile_to(request: Request, folder: Path) -> None:
         )
     took = time.perf_counter() - started
     out.print(f"{made.name}: wrote {folder} in {took:.1f} s", markup=False)
+    for missing in Bundle(folder).missing:
+        err.print(f"{folder} holds no machine code: {missing}", markup=False)
 
 
 def default_folder(request: Request) -> Path:

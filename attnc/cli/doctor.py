@@ -14,6 +14,7 @@ from rich.table import Table
 import attnc
 from attnc import cache, targets
 from attnc.backends.protocol import Target, Workload
+from attnc.backends.tvm.cuda import nvcc
 from attnc.cli.console import out
 from attnc.errors import TargetError
 from attnc.grammar.source import Source
@@ -21,6 +22,8 @@ from attnc.jit import JustInTime, recall_spec
 from attnc.spec import Spec
 from attnc.targets import KNOWN, PACKAGES, backend_for, parse_target
 
+OTHERS = (("cuda", "tvm"),)
+"""Targets that a backend serves if it is named, beside the usual one."""
 DISTRIBUTIONS = {"torch": "torch", "triton": "triton", "tvm": "apache-tvm", "lark": "lark"}
 
 
@@ -30,18 +33,24 @@ def doctor(as_json: bool) -> None:
     facts |= {name: _version(name) for name in DISTRIBUTIONS}
     facts["gpu"] = _gpu()
     facts["cache"] = _cache()
-    states = {name: _state(name) for name in KNOWN}
+    states = {(name, targets.DEFAULT_BACKEND[name.partition(":")[0]]): _state(name) for name in KNOWN}
+    states |= {(name, backend): _state(name, backend) for name, backend in OTHERS if backend in targets.BACKENDS}
     if as_json:
         rows = {
-            name: {"compiles": compiles, "runs": runs, "why": why} for name, (compiles, runs, why) in states.items()
+            name if backend == targets.DEFAULT_BACKEND[name.partition(":")[0]] else f"{name} ({backend})": {
+                "compiles": compiles,
+                "runs": runs,
+                "why": why,
+            }
+            for (name, backend), (compiles, runs, why) in states.items()
         }
         print(json.dumps({"installed": facts, "targets": rows}, indent=2))
         return
     for name, value in facts.items():
         out.print(f"{name:>8}  {value}", markup=False)
     table = Table("target", "backend", "compiles", "runs here", "why not")
-    for name, (compiles, runs, why) in states.items():
-        table.add_row(name, targets.DEFAULT_BACKEND[name.partition(":")[0]], _mark(compiles), _mark(runs), escape(why))
+    for (name, backend), (compiles, runs, why) in states.items():
+        table.add_row(name, backend, _mark(compiles), _mark(runs), escape(why))
     out.print(table)
 
 
@@ -76,16 +85,18 @@ def _cache() -> str:
     return f"{where} ({size / 2**20:.1f} MiB)"
 
 
-def _state(name: str) -> tuple[bool, bool, str]:
-    """Whether a target compiles and runs here, and why not."""
+def _state(name: str, by: str | None = None) -> tuple[bool, bool, str]:
+    """Whether a target compiles (by a backend) and runs here, and why not."""
     target = parse_target(name)
     try:
-        backend = backend_for(target)
+        backend = backend_for(target, by)
         plain = JustInTime(recall_spec(Spec(Source("<doctor>", "attention full {}")))).plan((64, 64))
         if problems := backend.problems(plain, Workload("f32", (), False), target):
             return False, False, problems[0].message
     except (TargetError, ImportError, OSError) as error:
         return False, False, str(error)
+    if (target.kind, backend.name) == ("cuda", "tvm") and nvcc.find_nvcc() is None:
+        return False, False, f"CUDA source alone: {nvcc.MISSING}"
     return True, *_runs(target)
 
 

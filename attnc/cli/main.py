@@ -137,6 +137,9 @@ def tune(
         bool, typer.Option("--deterministic", help="Training under torch.use_deterministic_algorithms.")
     ] = False,
     lse: Annotated[bool, typer.Option("--lse", help="Kernels that return the log-sum-exp.")] = False,
+    tensors: Annotated[
+        Path | None, typer.Option("--tensors", help="Measure this call: a dict of q, k, v and inputs, by torch.save.")
+    ] = None,
     define: Definitions = None,
     backend: Annotated[str | None, typer.Option("--backend", help="triton or tvm, instead of the usual one.")] = None,
     store: Annotated[Path | None, typer.Option("--store", help="A folder for results, not the user's own.")] = None,
@@ -152,7 +155,7 @@ def tune(
     jobs: Annotated[int, typer.Option("--jobs", "-j", help="Processes that compile. [one a core]")] = 0,
 ) -> None:
     """Find the fastest configs of a spec on this machine, and keep them for attnc.load."""
-    from attnc.autotune.lookup import user_store
+    from attnc.autotune.places import user_store
     from attnc.autotune.store import Store
     from attnc.cli import tune as tuning
 
@@ -160,7 +163,7 @@ def tune(
         gradients = [name.strip() for name in wrt.split(",")] if grad else []
         constants = constants_of(define or [])
         wanted = tuning.Wanted(
-            spec, constants, target, backend, shapes or [], dtype or [], gradients, lse, deterministic
+            spec, constants, target, backend, shapes or [], dtype or [], gradients, lse, deterministic, tensors
         )
         if require_hit:
             tuning.require(wanted)

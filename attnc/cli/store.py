@@ -16,16 +16,17 @@ from attnc.autotune.canonical import Malformed
 from attnc.autotune.explain import nearest, sentences
 from attnc.autotune.hardware import name_of
 from attnc.autotune.key import Key, key_of, templates
-from attnc.autotune.lookup import all_records, find, packaged, user_store
-from attnc.autotune.record import Observation, Pin, Record, write
+from attnc.autotune.lookup import find
+from attnc.autotune.places import all_records, everything, user_store
+from attnc.autotune.record import Conflict, Observation, Pin, Record, write
 from attnc.autotune.record import name_of as config_name
 from attnc.autotune.remote import Remote
 from attnc.autotune.store import Store, read_file, read_named
-from attnc.autotune.winner import Conflict, ranking, winner
+from attnc.autotune.winner import ranking, winner
 from attnc.backends.protocol import Config, Setting
 from attnc.cli.console import Exit, fail, out, print_table
 from attnc.cli.tune import Wanted, problems, title
-from attnc.errors import ArgumentError, BundleError
+from attnc.errors import ArgumentError
 from attnc.targets import BACKENDS, backend_for, parse_target
 
 LEFT_BEHIND = 3600.0
@@ -59,7 +60,7 @@ def explain(wanted: Wanted, store: Store) -> None:
         if (found := find(request, key, [store.root])) is not None:
             out.print(f"  tuned: {config_name(found[1]) or 'the default'}, from {found[0]}", markup=False)
             continue
-        near = nearest(key, _everywhere(store))
+        near = nearest(key, (other for other, _ in everything(store)))
         out.print("  a miss; nothing was tuned at all" if near is None else "  a miss; the nearest key differs in")
         for line in sentences(near) if near else []:
             out.print(f"    {line}", markup=False)
@@ -200,14 +201,6 @@ def _key(store: Store, prefix: str) -> str:
     return found[0]
 
 
-def _everywhere(store: Store) -> list[Record]:
-    records = list(store.all())
-    try:
-        return [*records, *all_records(packaged())]
-    except BundleError:
-        return records
-
-
 def _what(records: list[Record]) -> str:
     workload = records[0].key.parts["workload"]
     names = {str(one.environment.get("spec", "")) for one in records if isinstance(one, Observation)}
@@ -240,9 +233,10 @@ def _is_current(key: Key) -> bool:
     name = str(space.get("backend"))
     if name not in BACKENDS:
         return False
-    backend = backend_for(parse_target("cpu" if name == "tvm" else "cuda"), name, compiles=False)
-    mine = {"backend": name, "templates": templates(name), "version": backend.spaces}
-    return space == mine and toolchain == {"compiler": backend.toolchain(), "codegen": backend.codegen}
+    target = parse_target("cpu" if name == "tvm" else "cuda")
+    backend = backend_for(target, name, compiles=False)
+    mine = {"backend": name, "templates": templates(backend.families), "version": backend.spaces}
+    return space == mine and toolchain == {"compiler": backend.toolchain(target), "codegen": backend.codegen}
 
 
 def _remove(folder: Path) -> int:

@@ -12,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from attnc.autotune.data import resolve_extents
+from attnc.autotune.given import problem_of, read_call
 from attnc.autotune.key import key_of
 from attnc.autotune.lookup import find
 from attnc.autotune.problem import Problem
@@ -27,7 +28,7 @@ from attnc.spec import Constants
 from attnc.targets import backend_for, parse_target
 
 if TYPE_CHECKING:
-    from attnc.autotune.tuner import Progress as State
+    from attnc.autotune.run import Progress as State
 
 DEFAULTS = {"B": 1, "H": 8, "N": 1024, "D": 64}
 USUAL = {"cpu": ["f32"], "cuda": ["bf16"], "hip": ["bf16"]}
@@ -46,6 +47,7 @@ class Wanted:
     gradients: Sequence[str]
     lse: bool
     deterministic: bool = False
+    tensors: Path | None = None
 
 
 def problems(wanted: Wanted) -> list[Problem]:
@@ -58,20 +60,26 @@ def problems(wanted: Wanted) -> list[Problem]:
     checked = recall_spec(spec_of(wanted.spec, wanted.constants))
     target = parse_target(wanted.target)
     backend = backend_for(target, wanted.backend)
-    found = []
+    calls = []
     for text in wanted.shapes or [""]:
         sizes, widths = sizes_of(text, checked)
         for dtype in wanted.dtypes or USUAL[target.kind]:
             workload = Workload(dtype, default_inputs(checked.program.inputs, dtype), wanted.lse)
-            common = checked, backend.name, target
-            found.append(Problem(*common, "forward", (), widths, workload, sizes))
-            if wanted.gradients:
-                names = tuple(wanted.gradients)
-                if found[-1].training_saves(names):
-                    found.append(Problem(*common, "forward", names, widths, workload, sizes))
-                either = replace(workload, unordered=not wanted.deterministic)
-                found.append(Problem(*common, "backward", names, widths, either, sizes))
-    return found
+            calls.append(Problem(checked, backend.name, target, "forward", (), widths, workload, sizes))
+    if wanted.tensors is not None:
+        if wanted.shapes or wanted.dtypes:
+            raise ArgumentError("tensors", "--tensors says sizes and element types: leave --shapes and --dtype out")
+        calls = [problem_of(read_call(wanted.tensors, checked.program), calls[0], wanted.tensors)]
+    names = tuple(wanted.gradients)
+    return [kernel for call in calls for kernel in (call, *(_of_training(call, names, wanted) if names else ()))]
+
+
+def _of_training(call: Problem, names: tuple[str, ...], wanted: Wanted) -> Iterator[Problem]:
+    """The kernels of a training step that its forward is not."""
+    if call.training_saves(names):
+        yield replace(call, wants=names)
+    either = replace(call.workload, unordered=not wanted.deterministic)
+    yield replace(call, direction="backward", wants=names, workload=either)
 
 
 def sizes_of(text: str, checked: Checked) -> tuple[dict[str, int], tuple[int, int]]:
@@ -107,8 +115,9 @@ def run(
     """
     if importlib.util.find_spec("optuna") is None:
         raise TargetError("`attnc tune` needs the package `optuna`: pip install 'attnc[tune]'", missing=True)
+    from attnc.autotune.run import Failed
     from attnc.autotune.session import budget_of, tune, tuner
-    from attnc.autotune.tuner import Budget, Failed
+    from attnc.autotune.tuner import Budget
 
     try:
         spent = budget_of(budget)

@@ -34,7 +34,7 @@ from attnc.ir.nodes import (
     Window,
 )
 from attnc.ir.ops import OPS
-from attnc.ir.program import Body, Program, Route
+from attnc.ir.program import Body, Parameter, Program, Route
 from attnc.ir.traverse import postorder
 
 ATOM = 100
@@ -182,8 +182,7 @@ def _program_lines(program: Program) -> Iterator[str]:
     for declared in program.inputs:
         yield f"input {declaration(declared)}"
     for given in program.parameters:
-        default = "" if given.default is None else f" = {given.default!r}"
-        yield f"param {given.name}: {given.kind}{default}"
+        yield f"param {parameter(given)}"
     if program.listed:
         yield f"listed {program.listed.numbers.name} {program.listed.counts.name}"
     if program.space:
@@ -202,6 +201,11 @@ def _program_lines(program: Program) -> Iterator[str]:
 def declaration(declared: Input) -> str:
     """``name: kind[dims]``."""
     return f"{declared.name}: {declared.kind}[{', '.join(expression(dim, depth=_ALL) for dim in declared.dims)}]"
+
+
+def parameter(given: Parameter) -> str:
+    """``name: kind = default``."""
+    return f"{given.name}: {given.kind}" + ("" if given.default is None else f" = {given.default!r}")
 
 
 def _body_lines(body: Body, names: Mapping[Node, str]) -> Iterator[str]:

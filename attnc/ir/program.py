@@ -10,6 +10,9 @@ from attnc.ir import build
 from attnc.ir.nodes import Input, Kind, Node, Size, Window
 from attnc.ir.traverse import postorder
 
+DEFAULT_GROUP = build.apply("floordiv", build.index("h"), build.apply("floordiv", build.size("H"), build.size("G")))
+"""The key head of a query head where the spec has no `groups` clause: the heads of a group are neighbours."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parameter:

@@ -41,8 +41,8 @@ class Unreadable(ValueError):
 
 
 @dataclass(slots=True)
-class _Names:
-    """What the names of a text stand for."""
+class Names:
+    """What the names of a text stand for; ``lines`` are the shared expressions, ``widths`` what D and E are."""
 
     inputs: dict[str, Input] = field(default_factory=dict)
     params: dict[str, Kind] = field(default_factory=dict)
@@ -64,6 +64,28 @@ class _Names:
             raise Unreadable(f"`{name}` is used before its line")
         return build.size(name)
 
+    def read(self, text: str) -> Node:
+        """The node that :func:`~attnc.ir.printer.expression` printed.
+
+        Raises:
+            Unreadable: it printed no such thing.
+            IllTyped: its parts do not fit together.
+        """
+        return _whole(text, self)
+
+    def define(self, line: str) -> None:
+        """Take up a line of :func:`~attnc.ir.printer.listing`."""
+        name, _, text = line.partition(" = ")
+        self.lines[name] = self.read(text)
+
+    def declare_input(self, text: str) -> Input:
+        """Take up what :func:`~attnc.ir.printer.declaration` printed."""
+        return _input(text, self)
+
+    def declare_parameter(self, text: str) -> Parameter:
+        """Take up what :func:`~attnc.ir.printer.parameter` printed."""
+        return _parameter(text, self)
+
     def width(self, token: str) -> Node:
         if self.widths is None:
             return build.size("E" if token == "v" else "D")
@@ -73,7 +95,7 @@ class _Names:
 class _Reader:
     """A precedence climber over the tokens of one line."""
 
-    def __init__(self, text: str, names: _Names) -> None:
+    def __init__(self, text: str, names: Names) -> None:
         self.text, self.names, self.at = text, names, 0
         self.tokens: list[tuple[str, str]] = []
         end = 0
@@ -227,10 +249,10 @@ def read_expression(text: str, inputs: Iterable[Input] = (), parameters: Iterabl
         Unreadable: it printed no such thing.
         IllTyped: its parts do not fit together.
     """
-    return _whole(text, _Names({x.name: x for x in inputs}, {x.name: x.kind for x in parameters}))
+    return _whole(text, Names({x.name: x for x in inputs}, {x.name: x.kind for x in parameters}))
 
 
-def _whole(text: str, names: _Names) -> Node:
+def _whole(text: str, names: Names) -> Node:
     reader = _Reader(text, names)
     node = reader.expression()
     reader.end()
@@ -244,7 +266,7 @@ def read_program(text: str) -> Program:
         Unreadable: it printed no such thing.
         IllTyped: the parts of an expression do not fit together.
     """
-    names = _Names()
+    names = Names()
     title = ""
     inputs: list[Input] = []
     parameters: list[Parameter] = []
@@ -312,7 +334,7 @@ def _declared_kind(reader: _Reader) -> tuple[str, Kind]:
     return name, Kind(reader.take())
 
 
-def _input(text: str, names: _Names) -> Input:
+def _input(text: str, names: Names) -> Input:
     reader = _Reader(text, names)
     name, kind = _declared_kind(reader)
     reader.take("[")
@@ -321,7 +343,7 @@ def _input(text: str, names: _Names) -> Input:
     return names.inputs[name]
 
 
-def _parameter(text: str, names: _Names) -> Parameter:
+def _parameter(text: str, names: Names) -> Parameter:
     reader = _Reader(text, names)
     name, kind = _declared_kind(reader)
     default = reader.prefix() if reader.given("=") else None
@@ -329,7 +351,7 @@ def _parameter(text: str, names: _Names) -> Parameter:
     return Parameter(name, kind, default.value if isinstance(default, Literal) else None)
 
 
-def _listed(text: str, names: _Names) -> Listed:
+def _listed(text: str, names: Names) -> Listed:
     try:
         numbers, counts = (names.inputs[name] for name in text.split())
     except (KeyError, ValueError):
@@ -337,7 +359,7 @@ def _listed(text: str, names: _Names) -> Listed:
     return Listed(numbers, counts)
 
 
-def _space(text: str, names: _Names) -> tuple[tuple[str, Node], ...]:
+def _space(text: str, names: Names) -> tuple[tuple[str, Node], ...]:
     reader = _Reader(text, names)
     reader.take("(")
 
@@ -349,7 +371,7 @@ def _space(text: str, names: _Names) -> tuple[tuple[str, Node], ...]:
     return tuple(reader.several(")", coordinate))  # type: ignore[arg-type]
 
 
-def _route(text: str, names: _Names) -> Route:
+def _route(text: str, names: Names) -> Route:
     reader = _Reader(text, names)
     reader.take("keys")
     keys_block = reader.block()
@@ -359,7 +381,7 @@ def _route(text: str, names: _Names) -> Route:
     return Route(keys_block, queries, queries_block, None, None, ())
 
 
-def _continue_route(route: Route, word: str, text: str, names: _Names) -> Route:
+def _continue_route(route: Route, word: str, text: str, names: Names) -> Route:
     reader = _Reader(text, names)
     match word:
         case "rank":

@@ -26,8 +26,8 @@ class Words:
 class Lists:
     """``numbers [B or 1, H or 1, C, most]`` (int32) and ``counts [B or 1, H or 1, C]`` (int32).
 
-    The first ``counts`` numbers of a chooser are the blocks it chose, each once, in any order; what follows them means
-    nothing. ``most`` is known without looking at data.
+    The first ``counts`` numbers of a chooser are the blocks it chose, each once, in any order; -1 follows them.
+    ``most`` is known without looking at data.
     """
 
     numbers: Tensor
@@ -130,10 +130,14 @@ def words_of(lists: Lists, blocks: int) -> Tensor:
 
 def lists_of(words: Tensor, blocks: int, most: int) -> Lists:
     """The blocks of words in ascending order, at most ``most`` of them."""
-    chosen = unpack(words)[..., :blocks]
+    return lists_from(unpack(words)[..., :blocks], most)
+
+
+def lists_from(chosen: Tensor, most: int) -> Lists:
+    """The same of truth values ``[.., blocks]``."""
     place = chosen.cumsum(-1, dtype=torch.int32) - 1
     counts = chosen.sum(-1, dtype=torch.int32).clamp(max=most)
     place = torch.where(chosen & (place < most), place, torch.full_like(place, most))
-    numbers = torch.arange(chosen.shape[-1], device=words.device, dtype=torch.int32).expand(chosen.shape)
-    found = words.new_zeros(*chosen.shape[:-1], most + 1)
+    numbers = torch.arange(chosen.shape[-1], device=chosen.device, dtype=torch.int32).expand(chosen.shape)
+    found = torch.full((*chosen.shape[:-1], most + 1), -1, dtype=torch.int32, device=chosen.device)
     return Lists(found.scatter_(-1, place.long(), numbers)[..., :most].contiguous(), counts)

@@ -16,7 +16,7 @@ from attnc.ir.nodes import Kind, Node, Window
 from attnc.ir.program import Route
 from attnc.ir.traverse import postorder
 from attnc.routing import select
-from attnc.routing.choice import WORD, Choice, Words, pack
+from attnc.routing.choice import WORD, Choice, Held, Lists, Words, lists_from, pack
 from attnc.routing.dense import Call, Choosers, Dense, bounds_of
 from attnc.routing.pools import any_in_blocks, window_count
 
@@ -32,10 +32,13 @@ def _no_kernels(call: Call, at: int, before: Sequence[Choice]) -> Choice | None:
 
 
 @torch.no_grad()
-def choose(call: Call, mask: Node, routes: Sequence[Route], kernels: Kernels = _no_kernels) -> list[Choice]:
+def choose(
+    call: Call, mask: Node, routes: Sequence[Route], most: int | None = None, kernels: Kernels = _no_kernels
+) -> list[Choice]:
     """The choices of the routes of one body, in order: each is among what those before it leave.
 
-    ``kernels(call, at, before)`` gives the choice of route ``at``, or ``None`` where it is to be made here.
+    They are words, or lists of at most ``most``, which must be enough. ``kernels(call, at, before)`` gives the choice
+    of route ``at``, or ``None`` where it is to be made here.
     """
     made: list[Choice] = []
     for at, route in enumerate(routes):
@@ -43,7 +46,7 @@ def choose(call: Call, mask: Node, routes: Sequence[Route], kernels: Kernels = _
         if found is not None:
             made.append(found)
             continue
-        made.append(_keep(call, route) if route.queries == "keep" else _choose(call, mask, made, route))
+        made.append(_keep(call, route) if route.queries == "keep" else _choose(call, mask, made, route, most))
     return made
 
 
@@ -70,7 +73,7 @@ def _keep(call: Call, route: Route) -> Choice:
     return Choice(Words(pack(kept[..., None])), 0, 1, rows)
 
 
-def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> Choice:
+def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route, most: int | None) -> Choice:
     block = _static(call, route.keys_block)
     blocks = -(-call.sizes["N"] // block)
     every = choosers_of(call, route)
@@ -84,9 +87,25 @@ def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route) -> C
     ranked: Iterator[_Ranked] = (_rank(call, mask, before, route, part, block, shared) for part in parts)
     if dict(route.select.options).get("scope", "chooser") != "chooser":
         ranked = iter([_joined(list(ranked))])
-    words = [pack(_selected(call, route, one)) for one in ranked]
-    heads = [max(word.shape[at] for word in words) for at in (0, 1)]
-    return Choice(Words(torch.cat([word.expand(*heads, -1, -1) for word in words], 2)), block, blocks, every)
+    held = [_held(_selected(call, route, one), most) for one in ranked]
+    return Choice(_put_together(held), block, blocks, every)
+
+
+def _held(chosen: Tensor, most: int | None) -> Held:
+    return Words(pack(chosen)) if most is None else lists_from(chosen, most)
+
+
+def _put_together(held: Sequence[Held]) -> Held:
+    """The choices of stretches of choosers as one."""
+
+    def joined(parts: Sequence[Tensor]) -> Tensor:
+        heads = [max(part.shape[at] for part in parts) for at in (0, 1)]
+        return torch.cat([part.expand(*heads, *part.shape[2:]) for part in parts], 2)
+
+    lists = [one for one in held if isinstance(one, Lists)]
+    if lists:
+        return Lists(joined([one.numbers for one in lists]), joined([one.counts for one in lists]))
+    return Words(joined([one.bits for one in held if isinstance(one, Words)]))
 
 
 def choosers_of(call: Call, route: Route) -> Choosers:

@@ -20,20 +20,21 @@ from attnc.ir.nodes import Kind
 from attnc.ir.program import Program
 from attnc.reference.evaluate import merge
 from attnc.routing.choice import Choice
-from attnc.routing.choose import choose, visible_pairs
+from attnc.routing.choose import CAUSAL, choose, visible_pairs
 from attnc.routing.dense import Call, Choosers, Dense, Widened
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
 from attnc.routing.gathered import Gathered
 from attnc.routing.kept import Kept
-from attnc.routing.lower import TOKENS, Part, combines, is_choice, parts_of, vanishes
+from attnc.routing.lower import LISTS, TOKENS, Part, combines, is_choice, parts_of, vanishes
 from attnc.routing.pools import window_count
-from attnc.routing.regroup import Regrouped
+from attnc.routing.regroup import Regrouped, saves
 from attnc.routing.selecting import Selecting, from_words, words_of
 from attnc.signature import Signature, size_value
 from attnc.validate import check_call, split
 
 if TYPE_CHECKING:
+    from attnc.backends.protocol import Backend
     from attnc.op import Op
 
 STRETCH = 1 << 26
@@ -41,14 +42,16 @@ STRETCH = 1 << 26
 
 
 class Composite:
-    """The steps of one program. ``make`` turns the plain program of a part into an operator.
+    """The steps of one program. ``make`` turns the plain program of a part into an operator; ``backend`` says what runs
+    on a type of device.
 
     Raises:
         NotLowerable: a part has no plain program.
     """
 
-    def __init__(self, program: Program, make: Callable[[Program], Op]) -> None:
+    def __init__(self, program: Program, make: Callable[[Program], Op], backend: Callable[[str], Backend]) -> None:
         self.program = program
+        self._backend = backend
         self.signature = Signature.of(program)
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
         self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
@@ -60,7 +63,8 @@ class Composite:
         self.gathers: bool | None = None
         """Whether to gather keys that were chosen one by one, where that can be done; ``None``: where it pays."""
         self.used: dict[str, str] = {}
-        """How each attention was run last: ``kept``, ``gathered``, ``regrouped`` or ``masked``."""
+        """How each attention was run last: ``kept``, ``sorted``, ``gathered``, ``regrouped`` or ``masked``."""
+        self.listed = {part.name: make(part.listed) for part, _ in self.parts if part.listed is not None}
         self.regroups: bool | None = None
         """Whether to regroup queries by what they chose; ``None``: where it pays."""
 
@@ -151,9 +155,21 @@ class Composite:
         call = self.call(q, k, v, values, check_call(self.program, self.signature, q, k, v, values))
         return {part.name: (call, self.choices(part, call)) for part, _ in self.parts}
 
-    def choices(self, part: Part, call: Call) -> list[Choice]:
-        """What the routes of a part chose."""
-        return choose(call, part.body.mask, part.body.routes, self.selecting[part.name])
+    def choices(self, part: Part, call: Call, most: int | None = None) -> list[Choice]:
+        """What the routes of a part chose, as words, or as lists of at most ``most``; by kernels where they can."""
+        return choose(call, part.body.mask, part.body.routes, most, self.selecting[part.name])
+
+    def _most(self, part: Part, call: Call) -> int | None:
+        """The length of the lists that an attention reads; ``None`` where it reads words."""
+        if (listed := self._listed(part, call)) is not None:
+            return size_value(listed.program.inputs[-1].dims[-1], call.sizes)
+        gathered = self.gathered[part.name]
+        if gathered is None or len(part.body.routes) > 1 or not self._gathers(gathered, call):
+            return None
+        return gathered.shapes(call.sizes)[0][-1]
+
+    def _gathers(self, gathered: Gathered, call: Call) -> bool:
+        return gathered.pays(call) if self.gathers is None else self.gathers
 
     # Choices as tensors, to be kept between a forward and its backward
 
@@ -191,7 +207,7 @@ class Composite:
     def _made(self, call: Call, states: list[Tensor] | None) -> dict[str, list[Choice]]:
         """The choices of each attention, made now or taken from ``states``."""
         if states is None:
-            return {part.name: self.choices(part, call) for part, _ in self.parts}
+            return {part.name: self.choices(part, call, self._most(part, call)) for part, _ in self.parts}
         found: dict[str, list[Choice]] = {}
         for part, _ in self.parts:
             found[part.name] = []
@@ -218,8 +234,14 @@ class Composite:
         if kept is not None and self.keeps and q.numel() and k.numel():
             self.used[part.name] = "kept"
             return kept.run(tokens, choices, call, given, lse)
+        if (listed := self._listed(part, call)) is not None:
+            most = size_value(listed.program.inputs[-1].dims[-1], call.sizes)
+            numbers = choices[0].lists(most).numbers.expand(call.sizes["B"], call.sizes["H"], -1, -1)
+            rest = {name: given[name] for name in listed.arguments if name != LISTS}
+            self.used[part.name] = "sorted"
+            return listed(q, k, v, return_lse=lse, **{LISTS: numbers}, **rest)
         gathered = self.gathered[part.name]
-        if gathered is not None and (gathered.pays(call) if self.gathers is None else self.gathers):
+        if gathered is not None and self._gathers(gathered, call):
             lists = gathered.arguments(choices[-1], call)
             if gathered.op.refusal(q, k, v, lists | dict(given), lse) is None:
                 self.used[part.name] = "gathered"
@@ -239,6 +261,18 @@ class Composite:
             arguments[TOKENS] = call.sizes["N"]
         arguments |= {name: given[name] for name in op.arguments if name not in arguments}
         return op(q, k, v, return_lse=lse, **arguments)
+
+    def _listed(self, part: Part, call: Call) -> Op | None:
+        """The operator that sorts queries by lists of blocks, where there is one and it pays."""
+        listed = self.listed.get(part.name)
+        if listed is None or self.regroups is False:
+            return None
+        if not self._backend(call.device.type).regroups(listed.plan(call.sizes["D"], call.sizes["E"])):
+            return None
+        (route,) = part.body.routes
+        block, most = (size_value(x, call.sizes) for x in (route.keys_block, listed.program.inputs[-1].dims[-1]))
+        pays = self.regroups or saves(call.sizes["N"], block, most, part.body.mask is CAUSAL)
+        return listed if pays else None
 
     def _pays(self, regrouped: Regrouped, choice: Choice, call: Call) -> bool:
         return regrouped.pays(choice, call) if self.regroups is None else self.regroups

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from attnc.analyse.mask.block_lists import in_block_lists
 from attnc.ir import build
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import BranchOutput, Index, Input, Kind, Literal, Node, Param, Read, Size, Window
@@ -12,6 +13,12 @@ from attnc.ir.program import LISTED, Body, Listed, Parameter, Program, Route
 from attnc.ir.traverse import postorder, substitute
 from attnc.plan import NotLowerable
 from attnc.routing.choice import WORD
+
+LONGEST = 64
+"""Blocks of the longest lists."""
+
+LISTS = "lists__"
+"""The input that holds lists of blocks."""
 
 TOKENS = "tokens__"
 """The parameter that says how many tokens there are where the keys are windows of them."""
@@ -29,7 +36,8 @@ class Part:
     """One attention. ``plain`` has no routes: it reads the choice of route ``n`` as its input ``chosen[n]``.
 
     ``whole`` is the program it is a part of, ``bare`` is ``plain`` without its choices. ``visible[n]`` are the pairs
-    among which route ``n`` chooses.
+    among which route ``n`` chooses. ``listed`` is ``plain`` where each query chooses a few blocks, with the lists of
+    these as the input ``LISTS``.
 
     Where the keys are windows, ``key`` and ``value`` are what stands for k and v, and ``per_group`` says whether they
     are the same for all query heads of a key head.
@@ -41,7 +49,8 @@ class Part:
     plain: Program
     bare: Program
     chosen: tuple[Input, ...]
-    visible: tuple[Node, ...]
+    visible: tuple[Node, ...] = ()
+    listed: Program | None = None
     key: Window | None = None
     value: Window | None = None
     per_group: bool = True
@@ -97,7 +106,48 @@ def _part(program: Program, name: str, body: Body) -> Part:
         mask = apply("and", mask, _bit(route, chosen[-1]))
     plain = program_of(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
     bare = program_of(program, name, replace(body, routes=()), ())
-    return Part(name, program, body, plain, bare, tuple(chosen), tuple(visible))
+    listed = _listed(program, name, body)
+    return Part(name, program, body, plain, bare, tuple(chosen), tuple(visible), listed)
+
+
+def _listed(program: Program, name: str, body: Body) -> Program | None:
+    if len(body.routes) != 1:
+        return None
+    (route,) = body.routes
+    most, block = longest(route), route.keys_block
+    if route.queries != "query" or most is None or most > LONGEST or not isinstance(block, Literal) or block.value == 1:
+        return None
+    source = Input(LISTS, Kind.INT, (*map(build.size, "BHM"), literal(most)))
+    mask = apply("and", body.mask, in_block_lists(source, int(block.value)))
+    return program_of(program, name, replace(body, mask=mask, routes=()), (source,))
+
+
+def longest(route: Route) -> int | None:
+    """The most blocks that a chooser can choose, where the route says so as a number."""
+    rule = route.select
+    if rule is None or route.queries == "keep":
+        return None
+    counted = [_taken(name, node) for name, node in route.always]
+    besides = [_taken(name, node) for name, node in route.also]
+    if rule.how == "given":
+        width = rule.args[0].width
+        chosen = int(width.value) if isinstance(width, Literal) else None
+    else:
+        chosen = _whole(rule.args[0]) if rule.how == "top" else None
+    if chosen is None or None in counted or None in besides or dict(rule.options).get("scope") in ("head", "heads"):
+        return None
+    first, more = (sum(n for n in taken if n is not None) for taken in (counted, besides))
+    return max(1, (chosen + first if rule.how == "given" else max(chosen, first)) + more)
+
+
+def _taken(name: str, node: Node | None) -> int | None:
+    """How many blocks an item of ``always`` or ``also`` takes of a chooser that is one query."""
+    return 1 if name == "self" else None if name == "where" else _whole(node)
+
+
+def _whole(node: Node | None) -> int | None:
+    known = isinstance(node, Literal) and node.kind is Kind.INT
+    return max(0, int(node.value)) if known else None  # type: ignore[union-attr]
 
 
 def _chosen_input(route: Route, at: int, varies: frozenset[str]) -> Input:
@@ -172,7 +222,7 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     inner = replace(inner, parameters=(*inner.parameters, Parameter(TOKENS, Kind.INT, None)))
     if not per_group:
         inner = replace(inner, group=build.index("h"))
-    return Part(name, program, body, inner, inner, (), (), keys[0] if keys else None, values[0], per_group)
+    return Part(name, program, body, inner, inner, (), (), None, keys[0] if keys else None, values[0], per_group)
 
 
 def _uses_heads(node: Node) -> bool:

@@ -41,6 +41,21 @@ AT_ONCE = 1 << 27
 COUNT = Input("count__", Kind.INT, (build.size("B"),))
 
 
+ENTRY_COST = 512
+"""The same of a kernel for each block in a list, by the memory that its partial results move; not yet measured."""
+
+
+def visited(blocks: int, taken: float, causal: bool) -> float:
+    """Blocks that tiles of neighbouring queries visit, of which each takes so many: for choices without locality."""
+    return (1 - (1 - min(1.0, taken / max(blocks, 1))) ** TILES[0]) * blocks * (0.5 if causal else 1.0)
+
+
+def saves(keys: int, block: int, most: int, causal: bool) -> bool:
+    """Whether kernels that sort queries by lists of ``most`` blocks cost less than tiles of neighbouring queries."""
+    blocks = -(-keys // block)
+    return (visited(blocks, most, causal) - min(most, blocks)) * block > ENTRY_COST * most
+
+
 @dataclass(slots=True)
 class Regrouped:
     """The operators of one attention that can be regrouped: over a block, over its ragged end, over the own block."""
@@ -86,8 +101,7 @@ class Regrouped:
         words = choice.words[:, :, :: max(1, choice.words.shape[2] // 256)]
         blocks = -(-call.sizes["N"] // self.block)
         taken = float(unpack(words).sum(-1).float().mean()) if words.numel() else 0.0
-        visited = (1 - (1 - min(1.0, taken / max(blocks, 1))) ** TILES[0]) * blocks * (0.5 if self.own else 1.0)
-        return (visited - taken) * self.block > COST
+        return (visited(blocks, taken, self.own is not None) - taken) * self.block > COST
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, choice: Choice, call: Call, arguments: dict[str, Any]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from attnc.analyse.ranking import Ranking, ranking_of
+from attnc.analyse.key_ranking import KeyRanking, key_ranking_of
 from attnc.analyse.scalar import evaluate
 from attnc.backends.protocol import Selector, Workload
 from attnc.errors import TargetError
@@ -34,7 +34,7 @@ class Selecting:
     part: Part
     source: KernelSource
     made: dict[tuple[Any, ...], Selector | str] = field(default_factory=dict)
-    rankings: dict[tuple[int, int, int], Ranking | str] = field(default_factory=dict)
+    rankings: dict[tuple[int, int, int], KeyRanking | str] = field(default_factory=dict)
 
     def __call__(self, call: Call, at: int, before: Sequence[Choice]) -> Choice | None:
         ranking = self.ranking(at, call.sizes["D"], call.sizes["E"])
@@ -63,7 +63,7 @@ class Selecting:
         sizes: Mapping[str, int] = call.sizes
         heads = {"": 1, "G": sizes["G"], "H": sizes["H"]}[ranking.heads]
         shape = (sizes["B"], heads, sizes["M"])
-        numbers = torch.empty(*shape, most, dtype=torch.int32, device=q.device)
+        numbers = torch.full((*shape, most), -1, dtype=torch.int32, device=q.device)
         counts = torch.empty(shape, dtype=torch.int32, device=q.device)
         numbers_of_call = {x: call.params[x].item() for x in (one.name for one in ranking.program.parameters)}
         given = {**sizes, "count": int(evaluate(ranking.count, sizes))}
@@ -73,13 +73,13 @@ class Selecting:
             numbers, counts = numbers[:, call.groups], counts[:, call.groups]
         return Choice(Lists(numbers, counts), 1, sizes["N"], Choosers(0, sizes["M"]))
 
-    def ranking(self, at: int, d: int, e: int) -> Ranking | str:
+    def ranking(self, at: int, d: int, e: int) -> KeyRanking | str:
         """How route ``at`` ranks for heads of these widths, or why kernels do not choose for it."""
         if (at, d, e) not in self.rankings:
             self.rankings[at, d, e] = self._ranking(at, d, e)
         return self.rankings[at, d, e]
 
-    def _ranking(self, at: int, d: int, e: int) -> Ranking | str:
+    def _ranking(self, at: int, d: int, e: int) -> KeyRanking | str:
         route = self.part.body.routes[at]
         if not is_by_key(route):
             return "blocks, or choices of several queries together"
@@ -90,7 +90,7 @@ class Selecting:
         body = replace(self.part.body, mask=visible, routes=(route,))
         program: Program = specialize(program_of(self.part.whole, self.part.name, body, self.part.chosen[:at]), d, e)
         inner = program.body
-        return ranking_of(program, inner.mask, inner.routes[0], length, who_chooses(self.part.body, at + 1))
+        return key_ranking_of(program, inner.mask, inner.routes[0], length, who_chooses(self.part.body, at + 1))
 
 
 def words_of(choice: Choice, source: Input, call: Call) -> Tensor:

@@ -13,15 +13,16 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 
 from attnc.analyse.algebra import Sign, sign_of
+from attnc.analyse.bounded import is_bounded
 from attnc.analyse.gradient.backward import Backward, Scatter, Step, Sum, Walk, results_of
 from attnc.analyse.gradient.derive import AT_ROW, ROW
 from attnc.analyse.hoist import is_plain
-from attnc.backends.triton.rewrites import is_bounded
 from attnc.ir.build import apply, dot, index, literal, read, reduce_keys, size, state
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read, Reduce
 from attnc.ir.traverse import contains, postorder, rebuild, substitute
 from attnc.plan import TokenMap
 
+LOG2E, LN2 = 1.4426950408889634, 0.6931471805599453
 RAW = "d_out"
 """What is read beside q, k and v as vectors of tokens, without a copy."""
 
@@ -190,6 +191,10 @@ class _Preparation:
             if node in seen:
                 continue
             seen.add(node)
+            if (shift := _shift_of(node)) is not None and shift not in found:
+                found[shift] = apply("mul", self._map(apply("mul", shift, literal(LOG2E))), literal(LN2))
+            if node in found:
+                continue
             if _deserves_map(node):
                 found[node] = self._map(node)
             elif not _is_raw(node):
@@ -211,6 +216,14 @@ class _Preparation:
             self.made.append(TokenMap(result, side, per, node))  # type: ignore[arg-type]
             self.maps[node] = read(result, (*at, *(None for _ in width)))
         return self.maps[node]
+
+
+def _shift_of(node: Node) -> Node | None:
+    """What an exponent is shifted by and a map holds: it is held in units of powers of 2, as kernels take them."""
+    match node:
+        case Apply(op="exp", args=(Apply(op="sub", args=(_, shift)),)) if _deserves_map(shift):
+            return shift
+    return None
 
 
 def _added(a: Product, b: Product, op: str) -> Product:

@@ -13,7 +13,7 @@ from attnc.backends.triton.chunks import Chunks, Tensors
 from attnc.backends.triton.configs import Config
 from attnc.backends.triton.environment import Environment
 from attnc.backends.triton.printer import static
-from attnc.backends.triton.recipe import Arguments, Buffer, Constant, Extent, Launch, Layout, Recipe, Value
+from attnc.backends.triton.recipe import HEADS, Arguments, Buffer, Constant, Extent, Launch, Layout, Recipe, Value
 from attnc.backends.triton.rewrites import dots_of, token_read
 from attnc.backends.triton.slots import Functions, Over
 from attnc.ir.nodes import Input, Literal, Node, Size
@@ -97,14 +97,15 @@ class Assembly:
         per: str,
         seen: Node | None,
         buffers: tuple[Buffer, ...] = (),
+        tokens: str = "",
     ) -> None:
-        """``out`` at every token of a side; 0 where ``seen`` is given and false."""
+        """``out`` at every token of a side; 0 where ``seen`` is given and false. ``tokens`` counts them if not M, N."""
         functions = self.functions(name)
         width = self.widths.get(out, 0)
         padded = 1 << (width - 1).bit_length() if width else 1
         slots.add_group(functions, self.program.group)
         lanes = slots.add_value(functions, token_read(expression), seen, padded)
-        tokens = "M" if side == "query" else "N"
+        tokens = tokens or ("M" if side == "query" else "N")
         block = max(1, min(BLOCK_TOKENS if width or lanes else BLOCK_NUMBERS, 8192 // max(padded, *lanes, 1)))
         if not width:
             self.layouts.setdefault(out, Layout(4))
@@ -221,22 +222,28 @@ class Assembly:
         starts: Sequence[float],
         outputs: Outputs,
         buffers: tuple[Buffer, ...],
+        grouped: bool = False,
     ) -> None:
-        """The launch of a walk whose slots are written."""
+        """The launch of a walk whose slots are written; ``grouped`` if it sums over the query heads of a group."""
         block, _ = blocks(over, config)
+        heads = HEADS if grouped else "H"
         arguments: dict[str, Arguments] = {
             **self.walk_arguments(over, table, functions),
             "outs": tuple(self.tensor(*vector) for vector in outputs.vectors),
             "row_outs": tuple(Value("*fp32", "tensor", number, divisible=4) for number in outputs.numbers),
+            "HEADS": size_value(heads),
         }
         constants: dict[str, Constant] = {
             **self.walk_constants(over, table, config),
+            "GROUPED": grouped,
+            "OUTER_PER_MEMBER": grouped and "h" in table.outers.heads.values(),
             "VALUES": table.values,
             "SUMS": table.sums,
             "STARTS": tuple(starts),
             "OUTPUTS": outputs.table,
         }
-        order = ("outers", "inners", "outs", "row_outs", "lists", "env", "H", "M", "N")
+        order = ("outers", "inners", "outs", "row_outs", "lists", "env", "HEADS", "H", "M", "N")
+        written = (*(name for name, _ in outputs.vectors), *outputs.numbers)
         self.add(
             Launch(
                 name,
@@ -244,10 +251,11 @@ class Assembly:
                 {key: arguments[key] for key in order},
                 constants,
                 functions.names,
-                (Extent(_OUTER[over], block), Extent("H"), Extent("B")),
+                (Extent(_OUTER[over], block), Extent(heads), Extent("B")),
                 buffers,
                 warps=config.warps,
                 stages=config.stages,
+                grouped=written if grouped else (),
             ),
             functions,
         )

@@ -10,11 +10,14 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.key_ranking import KeyRanking
 from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import (
     BackwardKernel,
+    Choice,
     Config,
     Kernel,
+    Router,
     Selector,
     Space,
     Target,
@@ -24,9 +27,9 @@ from attnc.backends.protocol import (
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
+    from attnc.backends.driver import Program
     from attnc.backends.triton.assembly import Lowered
     from attnc.backends.triton.compiling import Binary, Compiled
-    from attnc.backends.triton.driver import Program
     from attnc.backends.triton.kernel import DeviceKernel
     from attnc.backends.triton.recipe import Recipe
     from attnc.backends.triton.report import Report
@@ -36,8 +39,10 @@ class TritonBackend:
     """See :class:`attnc.backends.protocol.Backend`. With ``TRITON_INTERPRET=1`` kernels run on CPU tensors."""
 
     name = "triton"
-    codegen = 3
-    spaces = 4
+    codegen = 4
+    spaces = 6
+    families: tuple[str, ...] = ("triton", "hopper")
+    sums_groups = True
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
@@ -53,6 +58,11 @@ class TritonBackend:
         from attnc.backends.triton.interpreter import is_interpreting
         from attnc.backends.triton.space import space_of
 
+        program = (subject if isinstance(subject, Plan) else subject.plan).program
+        if program.listed is not None:
+            from attnc.backends.triton.configs import FEW_HEADS, MANY_HEADS, heads_for
+
+            return Space((Choice("heads", (FEW_HEADS, MANY_HEADS)),), {"heads": heads_for(sizes)})
         return Space() if is_interpreting() else space_of(subject, workload, target, sizes)
 
     def rejection(self, kernel: Kernel | BackwardKernel, target: Target) -> str | None:
@@ -84,23 +94,23 @@ class TritonBackend:
 
         return load_backward(folder, manifest)
 
-    def selector_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[Unsupported]:
+    def selector_problems(self, ranking: KeyRanking, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.choosing import find_problems
 
         return tuple(find_problems(ranking, workload, _compiled_for(target)))
 
-    def build_selector(self, ranking: Ranking, workload: Workload, target: Target) -> Selector:
-        from attnc.backends.triton.choosing import INTERPRETED, lower_ranking
-        from attnc.backends.triton.compiling import compile_ranking
+    def build_selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector:
+        from attnc.backends.triton.choosing import INTERPRETED, lower_key_ranking
+        from attnc.backends.triton.compiling import compile_key_ranking
         from attnc.backends.triton.interpreter import Interpreter, is_interpreting
         from attnc.backends.triton.kernel import DeviceSelector, InterpretedSelector
         from attnc.backends.triton.module import write_source
 
         if is_interpreting():
-            name, lowered = ranking.program.name, lower_ranking(ranking, workload, INTERPRETED, "f32")
+            name, lowered = ranking.program.name, lower_key_ranking(ranking, workload, INTERPRETED, "f32")
             texts = {"slots.py": write_source(name, lowered.functions)}
             return InterpretedSelector(lowered.recipe, texts, Interpreter(name, lowered))
-        made = compile_ranking(ranking, workload, target)
+        made = compile_key_ranking(ranking, workload, target)
         return DeviceSelector(*_ready(made.lowered, made.source, made.binaries, target))
 
     def load_selector(self, folder: Path, manifest: Mapping[str, Any]) -> Selector:
@@ -108,7 +118,27 @@ class TritonBackend:
 
         return load_selector(folder, manifest)
 
-    def toolchain(self) -> str:
+    def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
+        from attnc.backends.triton.router import find_reasons
+
+        return tuple(find_reasons(ranking, workload, _compiled_for(target)))
+
+    def build_router(self, ranking: Ranking, workload: Workload, target: Target) -> Router:
+        from attnc.backends.triton.interpreter import is_interpreting
+
+        return _interpreted_router(ranking, workload) if is_interpreting() else _router(ranking, workload, target)
+
+    def load_router(self, folder: Path, manifest: Mapping[str, Any]) -> Router:
+        from attnc.backends.triton.kernel import load_router
+
+        return load_router(folder, manifest)
+
+    def regroups(self, plan: Plan) -> bool:
+        from attnc.backends.triton.regroup import regroupable, scatters
+
+        return regroupable(plan) is not None and not scatters(plan)
+
+    def toolchain(self, target: Target) -> str:
         interpreted = os.environ.get("TRITON_INTERPRET") == "1"  # asking Triton would import it
         return f"triton {importlib.metadata.version('triton')}" + (" interpreted" if interpreted else "")
 
@@ -121,13 +151,14 @@ def _compiled_for(target: Target) -> Target:
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_SPLIT
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_REGROUP, INTERPRETER_SPLIT
     from attnc.backends.triton.configs import Config as Tile
     from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedKernel
     from attnc.backends.triton.lower import lower_plan_to_recipe
     from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.regroup import regroupable
 
     name = plan.program.name
 
@@ -138,36 +169,42 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 
     if plan.program.listed is not None:
         return made(INTERPRETER_GATHER)
+    if regroupable(plan) is not None:
+        return made(INTERPRETER_REGROUP)
     many = made(INTERPRETER)
     return FewRows(many, made(INTERPRETER_SPLIT)) if can_split(plan, workload) else many
 
 
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
+    """A kernel for few rows, where there is one, and one for all others; ``config`` is of either."""
     from attnc.backends.triton.choice import choose
-    from attnc.backends.triton.compiling import compile_plan, compile_with
+    from attnc.backends.triton.compiling import compile_few, compile_plan, compile_with
     from attnc.backends.triton.configs import FEW_HEADS
-    from attnc.backends.triton.few import FewRows
+    from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.space import tile_of
 
     if plan.program.listed is not None:
         return device_kernel(compile_plan(plan, workload, target, int(config.get("heads", FEW_HEADS))), target)
-    if not config:
-        return device_kernel(choose(plan, workload, target), target)
-    made = device_kernel(compile_with(plan, workload, target, tile_of(config)), target)
-    if made.recipe.split is None:
-        return made
-    return FewRows(device_kernel(choose(plan, workload, target), target), made)
+    wanted = compile_with(plan, workload, target, tile_of(config)) if config else None
+    splits = wanted is not None and wanted.lowered.recipe.split is not None
+    few = wanted if splits else compile_few(plan, workload, target) if can_split(plan, workload) else None
+    many = wanted if wanted is not None and not splits else choose(plan, workload, target)
+    made = device_kernel(many, target)
+    return made if few is None else FewRows(made, device_kernel(few, target))
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_REGROUP
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedBackward
     from attnc.backends.triton.lower_backward import lower_backward_to_recipe
     from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.regroup import regroupable
 
-    tile = INTERPRETER if backward.plan.program.listed is None else INTERPRETER_GATHER
-    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), tile), "f32")
+    config = INTERPRETER if regroupable(backward) is None else INTERPRETER_REGROUP
+    if backward.plan.program.listed is not None:
+        config = INTERPRETER_GATHER
+    lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), config), "f32")
     name = backward.plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}
     return InterpretedBackward(lowered.recipe, texts, Interpreter(name, lowered))
@@ -189,6 +226,27 @@ def _compiled_backward(backward: Backward, workload: Workload, target: Target, c
     return DeviceBackward(target, recipe, programs, {**texts, "choice.txt": f"{made.note}\n"}, reports)
 
 
+def _interpreted_router(ranking: Ranking, workload: Workload) -> Router:
+    from attnc.backends.triton.configs import INTERPRETER
+    from attnc.backends.triton.interpreter import Interpreter
+    from attnc.backends.triton.kernel import InterpretedRouter
+    from attnc.backends.triton.module import write_source
+    from attnc.backends.triton.router import lower_ranking_to_recipe
+
+    name = ranking.program.name
+    lowered = lower_ranking_to_recipe(ranking, workload, INTERPRETER, "f32")
+    texts = {"slots.py": write_source(name, lowered.functions)}
+    return InterpretedRouter(lowered.recipe, texts, Interpreter(name, lowered))
+
+
+def _router(ranking: Ranking, workload: Workload, target: Target) -> Router:
+    from attnc.backends.triton.compiling import compile_ranking
+    from attnc.backends.triton.kernel import DeviceRouter
+
+    made = compile_ranking(ranking, workload, target)
+    return DeviceRouter(*_ready(made.lowered, made.source, made.binaries, target))
+
+
 def device_kernel(made: Compiled, target: Target) -> DeviceKernel:
     """What was compiled, ready to run."""
     from attnc.backends.triton.kernel import DeviceKernel
@@ -201,15 +259,14 @@ def _ready(
     lowered: Lowered, source: str, binaries: Sequence[Binary], target: Target
 ) -> tuple[Target, Recipe, tuple[Program, ...], Mapping[str, str], Mapping[str, Report]]:
     """The fields of compiled kernels."""
-    from attnc.backends.triton.driver import Program
-    from attnc.backends.triton.kernel import flattened
+    from attnc.backends.driver import Program
 
     launches = lowered.recipe.launches
     ending = "ptx" if target.kind == "cuda" else "amdgcn"
     texts = {"slots.py": source}
     texts |= {f"{one.name}.{ending}": binary.assembly for one, binary in zip(launches, binaries, strict=True)}
     programs = tuple(
-        Program(binary.code, binary.function, binary.shared, binary.threads, flattened(one.arguments), one.resident)
+        Program(binary.code, binary.function, binary.shared, binary.threads, one.resident)
         for one, binary in zip(launches, binaries, strict=True)
     )
     reports = {one.name: binary.report for one, binary in zip(launches, binaries, strict=True)}

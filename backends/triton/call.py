@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
-from attnc.backends.triton.recipe import Box, Buffer, Extent, Launch, Layout, Recipe, Value
+from attnc.backends.triton.recipe import HEADS, Box, Buffer, Extent, Launch, Layout, Recipe, Value, parts_of_groups
 
 Number: TypeAlias = "int | float"
 Execute: TypeAlias = "Callable[[int, int, Callable[[Value | Box], Tensor | Number]], None]"
@@ -25,6 +26,8 @@ TORCH_TYPES = {
 _INTERPRETED = 12
 _LARGEST_STRIDE = 2**31 // 256
 _LARGEST_SIZE = 2**31 - 2**16
+TURN = 1 << 31
+"""Bytes of partial results that are made before they are merged."""
 
 
 class SizeError(ValueError):
@@ -119,13 +122,14 @@ def run(
         return
     if recipe.split is not None:
         sizes |= recipe.split.sizes(sizes, processors_of(q.device))
+    if recipe.regroup is not None:
+        sizes |= recipe.regroup.sizes(sizes)
     call, given = _call(recipe, q, k, v, inputs, parameters, sizes)
     call.tensors["out"] = _laid_out(out, recipe.layouts["out"], copy=False)
     written = dict(zip(recipe.saved, saved, strict=True)) | ({} if lse is None else {"lse": lse})
     for name, tensor in written.items():
         call.tensors[name] = _plain(tensor, tensor.dtype)
-    for at, launch in enumerate(recipe.launches):
-        _launch(at, launch, call, given, execute, lists)
+    _launch_all(recipe, call, given, execute, lists)
     _deliver(call, {"out": out} | written)
 
 
@@ -153,6 +157,8 @@ def run_backward(
         for tensor in results:
             tensor.zero_()
         return
+    if recipe.regroup is not None:
+        sizes |= recipe.regroup.sizes(sizes)
     call, given = _call(recipe, q, k, v, inputs, parameters, sizes)
     for name, tensor in zip(recipe.reads, reads, strict=True):
         layout = recipe.layouts.get(name)
@@ -164,9 +170,31 @@ def run_backward(
             call.tensors[name] = _laid_out(tensor, layout, copy=False)
         else:
             call.tensors[name] = _plain(tensor, TORCH_TYPES[kind])
-    for at, launch in enumerate(recipe.launches):
-        _launch(at, launch, call, given, execute, lists)
+    _launch_all(recipe, call, given, execute, lists)
     _deliver(call, written)
+
+
+def run_router(
+    recipe: Recipe,
+    execute: Execute,
+    q: Tensor,
+    k: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[float],
+    extents: Sequence[int],
+    numbers: Tensor,
+    counts: Tensor,
+) -> None:
+    """The same for a recipe that chooses: lists of blocks, ``numbers [B, H, M, most]`` and ``counts [B, H, M]``."""
+    sizes = _sizes(recipe, q, k, inputs, extents)
+    if 0 in (sizes["B"], sizes["H"], sizes["M"], sizes["N"]):
+        numbers.fill_(-1)
+        counts.zero_()
+        return
+    sizes["blocks__"] = -(-sizes["N"] // recipe.block)
+    call, given = _call(recipe, q, k, k, inputs, parameters, sizes)
+    call.tensors |= {"chosen.numbers": numbers, "chosen.counts": counts}
+    _launch_all(recipe, call, given, execute, TileLists())
 
 
 def _sizes(recipe: Recipe, q: Tensor, k: Tensor, inputs: Sequence[Tensor], extents: Sequence[int]) -> dict[str, int]:
@@ -235,6 +263,22 @@ def _deliver(call: Call, written: dict[str, Tensor]) -> None:
             tensor.copy_(call.tensors[name])
 
 
+def _launch_all(recipe: Recipe, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists) -> None:
+    """Every launch in order; those that are turned for some heads at a time, in memory that the turns share."""
+    for turned, group in itertools.groupby(enumerate(recipe.launches), key=lambda one: one[1].turned):
+        if not turned:
+            for at, launch in group:
+                _launch(at, launch, call, given, execute, lists)
+            continue
+        assert recipe.regroup is not None, "turns are those of a regrouping"
+        taken = list(group)
+        for turn in recipe.regroup.turns(call.sizes, TURN):
+            call.sizes |= turn
+            for at, launch in taken:
+                again = turn["regroup.first"] > 0
+                _launch(at, replace(launch, buffers=()) if again else launch, call, given, execute, lists)
+
+
 def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execute: Execute, lists: TileLists) -> None:
     key, read = None, []
     if launch.reads is not None and not _capturing(call.tensors["q"]):
@@ -247,12 +291,31 @@ def _launch(at: int, launch: Launch, call: Call, given: dict[str, Tensor], execu
     device = call.tensors["q"].device
     made = {buffer.name: _made(buffer, call, device) for buffer in launch.buffers}
     call.tensors |= made
+    summed = _part_groups(launch, call, device) if launch.grouped else {}
     programs = math.prod(call.extent(extent) for extent in launch.grid)
     if programs > _LARGEST_SIZE:
         raise SizeError(f"{programs} tiles are beyond the {_LARGEST_SIZE} that one launch can have")
     execute(at, programs, call.bind)
+    for name, total in summed.items():
+        torch.sum(call.tensors[name].unflatten(1, (total.shape[1], -1)), 2, out=total)
+        call.tensors[name] = total
     if key is not None:
         lists.keep(key, read, made)
+
+
+def _part_groups(launch: Launch, call: Call, device: torch.device) -> dict[str, Tensor]:
+    """Says how many heads a launch writes, and gives it tensors for parts of sums; answers what those add up to."""
+    heads, groups = call.sizes["H"], call.sizes["G"]
+    call.sizes[HEADS] = 1
+    programs = math.prod(call.extent(extent) for extent in launch.grid)
+    parts = parts_of_groups(programs, heads, groups, processors_of(device))
+    call.sizes[HEADS] = groups * parts
+    if parts == 1:
+        return {}
+    totals = {name: call.tensors[name] for name in launch.grouped}
+    for name, total in totals.items():
+        call.tensors[name] = total.new_empty((total.shape[0], groups * parts, *total.shape[2:]))
+    return totals
 
 
 def _made(buffer: Buffer, call: Call, device: torch.device) -> Tensor:

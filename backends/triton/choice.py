@@ -12,6 +12,7 @@ from attnc.backends.triton.configs import SHARED_MEMORY
 from attnc.backends.triton.hopper.configs import HopperConfig, hopper_candidates
 from attnc.backends.triton.hopper.walk import Unfit
 from attnc.backends.triton.lower import lower_plan_to_recipe
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.support import find_problems
@@ -28,7 +29,9 @@ def choose(plan: Plan, workload: Workload, target: Target) -> Compiled:
     Raises:
         CompileError: nothing fits.
     """
-    found = left_to_portable(plan) or compile_for_hopper(plan, workload, target)
+    if regroupable(plan) is not None:
+        return replace(compile_plan(plan, workload, target), note="portable kernels for queries sorted by lists")
+    found = compile_for_hopper(plan, workload, target)
     if isinstance(found, Compiled):
         return found
     made = compile_plan(plan, workload, target)
@@ -70,18 +73,9 @@ def outlook(plan: Plan) -> str:
     target = Target("cuda", "sm_90")
     if problems := list(find_problems(plan, workload, target)):
         return f"no kernels: {problems[0].message}"
-    if reason := left_to_portable(plan) or why_not_hopper(plan, workload, target):
+    if reason := why_not_hopper(plan, workload, target):
         return f"portable kernels: {reason}"
     return f"{_KERNELS}, unless the compiler's report is against them"
-
-
-def left_to_portable(plan: Plan) -> str | None:
-    """Why kernels for Hopper that could be made are not chosen."""
-    if plan.program.listed is not None:
-        return f"{_KERNELS} do not gather keys"
-    if analyse_mask(plan.mask).by_ranges:
-        return None
-    return f"{_KERNELS} are not chosen for masks that need lists of tiles: these have not run on a GPU yet"
 
 
 def hopper_configs(plan: Plan) -> Iterator[HopperConfig]:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from attnc.analyse.key_ranking import KeyRanking, Operand
 from attnc.analyse.mask import analyse_mask
-from attnc.analyse.ranking import Operand, Ranking
 from attnc.backends.protocol import Target, Unsupported, Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import SIZES, TRITON_TYPES, Assembly, Lowered, power_of_two, size_value
@@ -51,7 +51,7 @@ def tile_for(workload: Workload, target: Target, width: int) -> Tile:
     return Tile(64, 128, 8, stages, 2048) if width <= 128 else Tile(64, 64, 4, min(stages, 2), 2048)
 
 
-def find_problems(ranking: Ranking, workload: Workload, target: Target) -> Iterator[Unsupported]:
+def find_problems(ranking: KeyRanking, workload: Workload, target: Target) -> Iterator[Unsupported]:
     """Every reason why there is no kernel."""
     if target.kind not in ("cuda", "hip") or target.arch not in SHARED_MEMORY:
         yield Unsupported(f"Triton compiles for {', '.join(SHARED_MEMORY)} here, not for `{target}`", ranking.final)
@@ -64,11 +64,11 @@ def find_problems(ranking: Ranking, workload: Workload, target: Target) -> Itera
         yield Unsupported("the vectors of a rank are of one type in kernels", ranking.final)
 
 
-def _types(ranking: Ranking, workload: Workload) -> dict[str, str]:
+def _types(ranking: KeyRanking, workload: Workload) -> dict[str, str]:
     return dict(zip((source.name for source in ranking.program.inputs), workload.inputs, strict=True))
 
 
-def lower_ranking(ranking: Ranking, workload: Workload, tile: Tile, precision: str) -> Lowered:
+def lower_key_ranking(ranking: KeyRanking, workload: Workload, tile: Tile, precision: str) -> Lowered:
     """The kernels of a ranking."""
     program = ranking.program
     types = {"q": TRITON_TYPES[workload.dtype], "k": TRITON_TYPES[workload.dtype], "scores": "i32"}
@@ -104,7 +104,7 @@ def lower_ranking(ranking: Ranking, workload: Workload, tile: Tile, precision: s
     }
     grid: tuple[Extent, ...] = (Extent("N", tile.keys), Extent("rows", tile.rows), Extent("choosers"))
     assembly.add(
-        Launch("rank", "rank", arguments, constants, functions.names, grid, warps=tile.warps, stages=tile.stages),
+        Launch("rank", "rank_keys", arguments, constants, functions.names, grid, warps=tile.warps, stages=tile.stages),
         functions,
     )
     functions = assembly.functions("select")
@@ -120,7 +120,7 @@ def lower_ranking(ranking: Ranking, workload: Workload, tile: Tile, precision: s
     }
     constants = {"SIZE": tile.selected, "LIST_HEADS": LIST_HEADS[ranking.heads]}
     grid = (Extent("rows"), Extent("choosers"))
-    assembly.add(Launch("select", "select", arguments, constants, functions.names, grid, warps=4), functions)
+    assembly.add(Launch("select", "select_keys", arguments, constants, functions.names, grid, warps=4), functions)
     recipe = Recipe(
         tuple(assembly.launches),
         tuple(source.name for source in program.inputs),
@@ -131,7 +131,7 @@ def lower_ranking(ranking: Ranking, workload: Workload, tile: Tile, precision: s
     return Lowered(recipe, tuple(assembly.texts))
 
 
-def _add_ranks(functions: slots.Functions, ranking: Ranking) -> None:
+def _add_ranks(functions: slots.Functions, ranking: KeyRanking) -> None:
     """Write ``TERM`` and ``RANK``."""
     printer = functions.printer()
     for node in postorder(ranking.term):

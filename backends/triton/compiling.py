@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from attnc.analyse.key_ranking import KeyRanking
 from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
-from attnc.backends.triton.choosing import lower_ranking, tile_for
-from attnc.backends.triton.configs import FEW_HEADS, SHARED_MEMORY, Config, candidates, gather_candidates
+from attnc.backends.triton.choosing import lower_key_ranking, tile_for
+from attnc.backends.triton.configs import (
+    FEW_HEADS,
+    SHARED_MEMORY,
+    Config,
+    candidates,
+    gather_candidates,
+    ranking_candidates,
+    regroup_candidates,
+    split_candidates,
+)
 from attnc.backends.triton.families import template
 from attnc.backends.triton.lower import lower_plan_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import ELEMENT_BYTES, Arguments, Box, Launch, Value, leaves
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import Report, read_report
 from attnc.backends.triton.rewrites import widths
+from attnc.backends.triton.router import lower_ranking_to_recipe
 from attnc.backends.triton.vectors import split
 from attnc.plan import Plan
 
@@ -64,11 +75,11 @@ def compile_plan(plan: Plan, workload: Workload, target: Target, heads: int = FE
     """
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
-    width = width_of(plan)
-    tried: Callable[[Target, str, int], Iterator[Config]] = candidates
+    listed = regroupable(plan)
+    tried: Iterator[Config] = candidates(target, workload.dtype, width_of(plan))
     if plan.program.listed is not None:
-        tried = functools.partial(gather_candidates, heads=heads)
-    for config in tried(target, workload.dtype, width):
+        tried = gather_candidates(target, workload.dtype, width_of(plan), heads)
+    for config in tried if listed is None else regroup_candidates(tried, listed.block, 2, True):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
             continue
@@ -87,6 +98,15 @@ def compile_plan(plan: Plan, workload: Workload, target: Target, heads: int = FE
     return least
 
 
+def compile_few(plan: Plan, workload: Workload, target: Target) -> Compiled | None:
+    """Compile a plan for calls with few rows; ``None`` where no configuration fits without spills."""
+    for config in split_candidates():
+        compiled = compile_with(plan, workload, target, config)
+        if _spills(compiled) == 0 and all(one.shared <= SHARED_MEMORY[target.arch] for one in compiled.binaries):
+            return compiled
+    return None
+
+
 def compile_with(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:
     """Compile a plan with one configuration, whether it fits or not."""
     lowered = lower_plan_to_recipe(plan, workload, config, precision(target))
@@ -96,14 +116,39 @@ def compile_with(plan: Plan, workload: Workload, target: Target, config: Config)
     return Compiled(lowered, source, binaries, config)
 
 
-def compile_ranking(ranking: Ranking, workload: Workload, target: Target) -> Compiled:
-    """Compile a choice of single keys."""
+def compile_key_ranking(ranking: KeyRanking, workload: Workload, target: Target) -> Compiled:
+    """The same for what chooses single keys."""
     tile = tile_for(workload, target, ranking.key.width if ranking.key else 0)
-    lowered = lower_ranking(ranking, workload, tile, precision(target))
+    lowered = lower_key_ranking(ranking, workload, tile, precision(target))
     source = write_source(ranking.program.name, lowered.functions, lowered.library)
     module = import_source(ranking.program.name, source)
     binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
     return Compiled(lowered, source, binaries, Config(tile.rows, tile.keys, tile.warps, tile.stages))
+
+
+def compile_ranking(ranking: Ranking, workload: Workload, target: Target) -> Compiled:
+    """The same for what chooses.
+
+    Raises:
+        CompileError: nothing fits.
+    """
+    name = ranking.program.name
+    least: Compiled | None = None
+    for config in ranking_candidates(workload.dtype):
+        lowered = lower_ranking_to_recipe(ranking, workload, config, precision(target))
+        source = write_source(name, lowered.functions)
+        module = import_source(name, source)
+        binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
+        made = Compiled(lowered, source, binaries, config)
+        if any(binary.shared > SHARED_MEMORY[target.arch] for binary in binaries):
+            continue
+        if not _spills(made):
+            return made
+        if least is None or _spills(made) < _spills(least):
+            least = made
+    if least is None:
+        raise CompileError(f"no tile of the choice of `{name}` fits the shared memory of {target}")
+    return least
 
 
 def precision(target: Target) -> str:

@@ -18,6 +18,7 @@ from attnc.backends.triton.configs import (
     Config,
     backward_candidates,
     gather_candidates,
+    regroup_candidates,
 )
 from attnc.backends.triton.hopper.backward_configs import (
     FAMILY,
@@ -32,6 +33,7 @@ from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.lower_backward import lanes_of, lower_backward_to_recipe
 from attnc.backends.triton.module import import_source, write_source
 from attnc.backends.triton.recipe import Launch
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.rewrites import widths
 from attnc.backends.triton.slots import Over
 from attnc.backends.triton.vectors import split
@@ -75,15 +77,23 @@ def compile_backward(
         CompileError: none fits.
     """
     width = backward_width(backward)
+    tried: dict[Over, list[Config]] = {
+        over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS
+    }
+    listed, gathers = regroupable(backward), backward.plan.program.listed is not None
+    if gathers:
+        tried = {over: list(gather_candidates(target, workload.dtype, width, heads)) for over in OVERS}
+    if listed is not None:
+        tried = {
+            "keys": list(regroup_candidates(iter(tried["keys"]), listed.block, 1, True)),
+            "rows": list(regroup_candidates(iter(tried["rows"]), listed.block, 2, False)),
+        }
+    configs: Configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
     refusals: dict[str, str] = {}
-    if backward.plan.program.listed is not None:
-        gathered = list(gather_candidates(target, workload.dtype, width, heads))
-        configs: Configs = dict.fromkeys(OVERS, gathered[0]) | {"pairs": SCATTER}
+    if listed is not None or gathers:
         for over in OVERS:
-            configs[over] = _choose(backward, workload, target, configs, over, gathered)
+            configs[over] = _choose(backward, workload, target, configs, over, tried[over])
         return compile_with(backward, workload, target, configs)
-    tried = {over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS}
-    configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
     if workload.unordered:
         try:
             configs["rows"] = _choose_fused(backward, workload, target, configs)
@@ -175,7 +185,7 @@ def _choose(
     over: Over,
     tried: Sequence[Config],
 ) -> Config:
-    """The first configuration of a traversal with which its kernels fit and do not spill, else the least spilling."""
+    """The first configuration of a traversal whose kernels fit and move no registers in a step, else the fewest."""
     least: tuple[int, Config] | None = None
     tiles: set[tuple[int, int, int]] = set()
     for config in tried:
@@ -187,12 +197,12 @@ def _choose(
         binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
         if any(binary.shared > SHARED_MEMORY[target.arch] for binary in binaries):
             continue
-        spilled = sum(binary.report.spilled for binary in binaries)
-        if not spilled:
+        moved = sum(binary.report.moved for binary in binaries)
+        if not moved:
             return config
         tiles.add(tile)
-        if least is None or spilled < least[0]:
-            least = spilled, config
+        if least is None or moved < least[0]:
+            least = moved, config
     if least is None:
         raise CompileError(f"no tile of the backward over {over} fits the shared memory of {target}")
     return least[1]
@@ -202,4 +212,6 @@ def _walks(launch: Launch, over: Over) -> bool:
     """Whether a launch has the tiles of a traversal."""
     if launch.family in ("gather", "spread"):
         return (launch.family == "spread") == (over == "rows")
-    return launch.family in ("stream", FAMILY) and launch.constants["OVER_ROWS"] == (over == "rows")
+    return launch.family in ("stream", "regrouped", "regrouped_rows", FAMILY) and launch.constants["OVER_ROWS"] == (
+        over == "rows"
+    )

@@ -28,6 +28,11 @@ class GatherConfig(Config):
     """For keys given by number: a tile has the heads that share a list at one row, and so many keys of the list."""
 
 
+@dataclass(frozen=True, slots=True)
+class RegroupConfig(Config):
+    """For masks that are lists: queries are sorted by the blocks in their lists first."""
+
+
 SHARED_MEMORY = {"sm_80": 165_888, "sm_90": 231_424, "sm_100": 231_424, "gfx942": 65_536}
 """Bytes of shared memory that one program may have; NVIDIA's limit less the KiB that the system keeps."""
 
@@ -35,6 +40,10 @@ INTERPRETER = Config(32, 32, 1, 1)
 """Small tiles: the interpreter's sizes are small, and several tiles should be visited."""
 
 INTERPRETER_SPLIT = SplitConfig(32, 32, 1, 1)
+INTERPRETER_REGROUP = RegroupConfig(16, 16, 1, 1)
+
+LARGEST_HELD = 128
+"""Keys that a program that walks over queries may hold: those of a block."""
 
 FEW_HEADS, MANY_HEADS = 16, 64
 """Heads of a tile where keys are given by number: as few as a matrix product takes, or more, which share loads."""
@@ -93,6 +102,12 @@ _BACKWARD_32BIT: tuple[tuple[int, dict[str, Config]], ...] = (
 )
 
 
+def split_candidates() -> Iterator[SplitConfig]:
+    """Configurations for calls with few rows, to try in order: a tile as short as products by tensor cores allow."""
+    for block_n, stages in ((64, 3), (64, 2), (32, 2), (32, 1), (16, 1)):
+        yield SplitConfig(16, block_n, 4, stages)
+
+
 def backward_candidates(target: Target, dtype: str, width: int, over: str) -> Iterator[Config]:
     """The same for one traversal of a backward; the outer axis is that of the rows for walks over the keys."""
     table = _BACKWARD_32BIT if dtype == "f32" else _BACKWARD_16BIT[target.arch]
@@ -138,6 +153,33 @@ def gather_candidates(target: Target, dtype: str, width: int, heads: int) -> Ite
 def heads_for(sizes: Mapping[str, int]) -> int:
     """Heads of a tile where keys are given by number, for calls of such sizes."""
     return MANY_HEADS if sizes and sizes["H"] >= 2 * FEW_HEADS * max(1, sizes["G"]) else FEW_HEADS
+
+
+def ranking_candidates(dtype: str) -> Iterator[Config]:
+    """The same for what chooses: queries, and blocks of a tile."""
+    if dtype != "f32":
+        yield Config(128, 64, 8, 3)
+        yield Config(128, 64, 8, 2)
+        yield Config(128, 32, 8, 2)
+    yield Config(64, 64, 4, 2)
+    yield Config(64, 32, 8, 1)
+    yield Config(32, 32, 4, 1)
+    yield Config(16, 16, 4, 1)
+
+
+def regroup_candidates(tried: Iterator[Config], block: int, stages: int, holds: bool) -> Iterator[RegroupConfig]:
+    """The same where keys are of one block: ``holds`` says that a block may be held as a whole, if it is small."""
+    whole = max(16, 1 << (block - 1).bit_length())
+    first = True
+    for config in tried:
+        keys = min(config.block_n, whole)
+        if first and holds and whole <= LARGEST_HELD:
+            yield RegroupConfig(min(config.block_m, 64), whole, 4, stages)
+            yield RegroupConfig(min(config.block_m, 64), whole, 4, 1)
+        elif first and holds:
+            yield RegroupConfig(2 * config.block_m, keys, 2 * config.warps, stages)
+        first = False
+        yield RegroupConfig(config.block_m, keys, config.warps, min(config.stages, stages))
 
 
 def candidates(target: Target, dtype: str, width: int) -> Iterator[Config]:

@@ -45,6 +45,11 @@ class FewRows:
     few: _Kernel
 
     @property
+    def recipe(self) -> Recipe:
+        """That of the kernel for calls with many rows."""
+        return self.many.recipe
+
+    @property
     def texts(self) -> Mapping[str, str]:
         return {**self.many.texts, **{f"few_{name}": text for name, text in self.few.texts.items()}}
 

@@ -9,8 +9,7 @@ from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import GatherConfig
 from attnc.backends.triton.recipe import Arguments, Buffer, Constant, Extent, Launch, Value
 from attnc.backends.triton.slots import Functions, Over
-from attnc.backends.triton.split import GROUPED
-from attnc.ir.program import LISTED
+from attnc.ir.program import DEFAULT_GROUP, LISTED
 
 GROUP, LONGEST = "group", "L"
 """Sizes of a call: query heads of a key head, and the longest list there could be."""
@@ -33,7 +32,7 @@ def add_gather(
     program = assembly.program
     assert program.listed is not None
     keys = table.inners if over == "keys" else table.outers
-    packed = program.group is GROUPED and program.listed.heads != "H" and "h" not in keys.heads.values()
+    packed = program.group is DEFAULT_GROUP and program.listed.heads != "H" and "h" not in keys.heads.values()
     numbers, counts = program.listed.numbers.name, program.listed.counts.name
     lists: list[Arguments] = []
     for tensor in (numbers, counts):

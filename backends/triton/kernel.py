@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from attnc.backends.driver import Driver, Program
 from attnc.backends.protocol import Target, Unsavable
-from attnc.backends.triton.call import Execute, TileLists, run, run_backward
+from attnc.backends.triton.call import Execute, TileLists, run, run_backward, run_router
 from attnc.backends.triton.choosing import run_choice
-from attnc.backends.triton.driver import Driver, DriverError, Program
+from attnc.backends.triton.launch import Launcher
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
 
@@ -71,6 +72,23 @@ class InterpretedBackward(_Interpreted):
 
 
 @dataclass(slots=True)
+class InterpretedRouter(_Interpreted):
+    """What chooses."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        run_router(self.recipe, self.execute, q, k, inputs, parameters, extents, numbers, counts)
+
+
+@dataclass(slots=True)
 class _OnDevice:
     """Compiled kernels. They can be made and saved anywhere, and run where ``target`` is."""
 
@@ -80,21 +98,21 @@ class _OnDevice:
     texts: Mapping[str, str]
     reports: Mapping[str, Report]
     lists: TileLists = field(default_factory=TileLists)
-    driver: Driver = field(init=False)
+    launcher: Launcher = field(init=False)
 
     def __post_init__(self) -> None:
-        self.driver = Driver(self.target, self.programs)
+        values = [flattened(launch.arguments) for launch in self.recipe.launches]
+        self.launcher = Launcher(Driver(self.target, self.programs), values)
 
     def report(self) -> Mapping[str, Report]:
         """What the compilers said of each kernel, by the name of its launch."""
         return self.reports
 
     def execute_on(self, device: torch.device) -> Execute:
-        if device.type != "cuda":
-            raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {device}")
+        self.launcher.driver.demand(device)
 
         def execute(at: int, programs: int, bind: Any) -> None:
-            self.driver.start(at, programs, [bind(value) for value in self.programs[at].values], device)
+            self.launcher.start(at, programs, [bind(value) for value in self.launcher.values[at]], device)
 
         return execute
 
@@ -155,6 +173,30 @@ class DeviceBackward(_OnDevice):
         execute = self.execute_on(q.device)
         with torch.cuda.device(q.device):
             run_backward(self.recipe, execute, self.lists, q, k, v, inputs, parameters, extents, reads, results)
+
+
+@dataclass(slots=True)
+class DeviceRouter(_OnDevice):
+    """What chooses, compiled."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        extents: Sequence[int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        execute = self.execute_on(q.device)
+        with torch.cuda.device(q.device):
+            run_router(self.recipe, execute, q, k, inputs, parameters, extents, numbers, counts)
+
+
+def load_router(folder: Path, manifest: Mapping[str, Any]) -> DeviceRouter:
+    """What :meth:`DeviceRouter.save` wrote; see :func:`_load`."""
+    return DeviceRouter(*_load(folder, manifest))
 
 
 @dataclass(slots=True)
@@ -225,7 +267,6 @@ def _load(
                 saved["function"],
                 saved["shared"],
                 saved["threads"],
-                flattened(launch.arguments),
                 launch.resident,
             )
             for launch, saved in zip(recipe.launches, manifest["programs"], strict=True)

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from attnc.analyse.bounded import is_bounded
 from attnc.analyse.invariance import free_maxima
 from attnc.analyse.mask import analyse_mask
+from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config, GatherConfig, SplitConfig
+from attnc.backends.triton.configs import Config, GatherConfig, RegroupConfig, SplitConfig
 from attnc.backends.triton.gather import add_gather
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.hopper.walk import Walk, add_walk
 from attnc.backends.triton.printer import static
-from attnc.backends.triton.recipe import Recipe, Split
+from attnc.backends.triton.recipe import Recipe, Regroup, Split
+from attnc.backends.triton.regroup import add_regrouped, add_sorting, bytes_of, regroup_of
 from attnc.backends.triton.rewrites import (
     dots_of,
-    is_bounded,
     rewritten,
     vanishes,
     widths,
-    with_common_scales,
+    with_outer_factors,
     writes_output,
 )
 from attnc.backends.triton.slots import SEEN, Finish
@@ -44,8 +46,10 @@ def lower_plan_to_recipe(plan: Plan, workload: Workload, config: Config, precisi
         types[declared.name] = TRITON_TYPES[dtype]
     D, E = widths(program)
     lanes = {"q": D, "k": D, "v": E, "out": static(plan.output.width)}
-    assembly = Assembly(program, element, precision, analyse_mask(plan.mask), types, lanes)
-    return _Lowering(plan, workload, config, assembly).lower()
+    listed = block_lists_of(plan.mask) if isinstance(config, RegroupConfig) else None
+    mask = plan.mask if listed is None else listed.rest
+    assembly = Assembly(program, element, precision, analyse_mask(mask), types, lanes)
+    return _Lowering(plan, workload, config, assembly, listed).lower()
 
 
 def _row_numbers(name: str) -> Input:
@@ -63,15 +67,19 @@ class _Lowering:
     workload: Workload
     config: Config
     assembly: Assembly
+    listed: BlockLists | None = None
     finals: dict[Node, Node] = field(default_factory=dict)
     maxima: dict[Node, Node] = field(default_factory=dict)
     split: Split | None = None
+    regroup: Regroup | None = None
 
     def lower(self) -> Lowered:
         program = self.plan.program
         for one in self.plan.tokens:
             self.token_map(one)
-        if not isinstance(self.config, SplitConfig | GatherConfig):
+        if self.listed is not None:
+            add_sorting(self.assembly, self.listed, self.config.block_m)
+        elif not isinstance(self.config, SplitConfig | GatherConfig):
             self.assembly.tile_lists("keys", self.config)
         passes = self.passes()
         for at, step in enumerate(passes):
@@ -86,6 +94,7 @@ class _Lowering:
             self.assembly.layouts,
             tuple(f"saved.{name}" for name in self.workload.saved),
             split=self.split,
+            regroup=self.regroup,
             listed=program.listed.numbers.name if program.listed else "",
         )
         library = "hopper" if isinstance(self.config, HopperConfig) else "triton"
@@ -134,9 +143,9 @@ class _Lowering:
 
     def walk(self, at: int, step: Pass, passes: tuple[Pass, ...]) -> None:
         last = at == len(passes) - 1
-        step = with_common_scales(rewritten(step, self.finals))
+        step = with_outer_factors(rewritten(step, self.finals))
         functions = self.assembly.functions(f"pass{at}")
-        mask = self.plan.mask
+        mask = self.assembly.visibility.mask
         terms = [one.term for one in step.parts]
         shifts = [one.shift for one in step.parts if one.shift is not None]
         dots = dots_of((*terms, mask))
@@ -144,7 +153,7 @@ class _Lowering:
         seen = self.seen() if last else None
         marks = seen is not None and build.state(SEEN) in seen.children
         slots.add_group(functions, self.plan.program.group)
-        if not isinstance(self.config, GatherConfig):
+        if self.listed is None and not isinstance(self.config, GatherConfig):
             self.assembly.add_ranges(functions, "keys")
         slots.add_rows(functions, reads)
         slots.add_visible(functions, mask, dots, reads)
@@ -165,7 +174,7 @@ class _Lowering:
         out_width = static(self.plan.output.width) if final else _width(step)
         out_split = split(out_width) if out_width else []
         ending = functions
-        if isinstance(self.config, SplitConfig):
+        if isinstance(self.config, SplitConfig | RegroupConfig):
             ending = self.assembly.functions("combine")
             slots.add_group(ending, self.plan.program.group)
             slots.add_rows(ending, reads)
@@ -201,6 +210,13 @@ class _Lowering:
             self.split = add_split(self.assembly, f"pass{at}", self.config, part)
         elif isinstance(self.config, GatherConfig):
             add_gather(self.assembly, f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
+        elif isinstance(self.config, RegroupConfig):
+            assert self.listed is not None, "only lists are regrouped"
+            lanes = [static(one.value.width) for one in step.accumulators]
+            shifted = add_merge(ending, step, marks, reads)
+            part = Part(step, functions, ending, table, starts, outputs, shifted, lanes, buffers)
+            add_regrouped(self.assembly, f"pass{at}", self.config, part, self.listed)
+            self.regroup = regroup_of(self.listed, self.config.block_m, 0, bytes_of(self.assembly, part))
         else:
             self.assembly.walk(f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
         self.leave(step, kept, keep, vectors)

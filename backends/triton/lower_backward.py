@@ -8,21 +8,25 @@ from dataclasses import dataclass, field, replace
 
 from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk, read_by
 from attnc.analyse.gradient.derive import AT_ROW, ROW
+from attnc.analyse.gradient.groups import is_grouped
 from attnc.analyse.mask import analyse_mask
+from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.adjoint import Prepared, prepare
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config, GatherConfig
+from attnc.backends.triton.configs import Config, GatherConfig, RegroupConfig
 from attnc.backends.triton.gather import add_gather
 from attnc.backends.triton.hopper.backward import WalkLowering
 from attnc.backends.triton.hopper.backward_configs import WalkConfig
 from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.printer import static
-from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Recipe, Value
+from attnc.backends.triton.recipe import Arguments, Buffer, Extent, Launch, Recipe, Regroup, Value
+from attnc.backends.triton.regroup import add_regrouped, add_regrouped_rows, add_sorting, bytes_of, regroup_of
 from attnc.backends.triton.rewrites import dots_of, widths
 from attnc.backends.triton.slots import SEEN, Finish, Functions, Over, StepResult
+from attnc.backends.triton.split import Part, add_merge
 from attnc.backends.triton.vectors import split
 from attnc.ir import build
 from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, Read, Token
@@ -45,8 +49,10 @@ def lower_backward_to_recipe(
     for source in backward.reads:
         types[source.name] = element if source.name in ("out", "d_out") else "fp32"
     prepared = prepare(backward)
-    assembly = Assembly(program, element, precision, analyse_mask(prepared.mask), types, lanes_of(backward))
-    return _Lowering(backward, prepared, workload, configs, assembly).lower()
+    listed = block_lists_of(prepared.mask) if isinstance(configs["keys"], RegroupConfig) else None
+    mask = prepared.mask if listed is None else listed.rest
+    assembly = Assembly(program, element, precision, analyse_mask(mask), types, lanes_of(backward))
+    return _Lowering(backward, prepared, workload, configs, assembly, listed).lower()
 
 
 def lanes_of(backward: Backward) -> dict[str, int]:
@@ -64,7 +70,10 @@ class _Lowering:
     workload: Workload
     configs: Mapping[str, Config]
     assembly: Assembly
+    lists: BlockLists | None = None
     listed: set[str] = field(default_factory=set)
+    partial: int = 0
+    """Bytes of the partial results of an entry."""
     seen_made: bool = False
 
     def lower(self) -> Lowered:
@@ -74,6 +83,8 @@ class _Lowering:
         for part in self.backward.contributions:
             if part.level != "pair" and _is_vector(part.result):
                 self.assembly.widths[part.result.name] = static(part.result.dims[-1])
+        if self.lists is not None:
+            add_sorting(self.assembly, self.lists, self.configs["keys"].block_m)
         copies = self.copies()
         crossing = self.crossing()
         if crossing is not None:
@@ -99,10 +110,16 @@ class _Lowering:
             (),
             tuple(source.name for source in self.backward.reads),
             results,
+            regroup=self.regroup(),
             listed=program.listed.numbers.name if program.listed else "",
         )
         library = "hopper" if any(isinstance(config, WalkConfig) for config in self.configs.values()) else "triton"
         return Lowered(recipe, tuple(self.assembly.texts), library)
+
+    def regroup(self) -> Regroup | None:
+        if self.lists is None:
+            return None
+        return regroup_of(self.lists, self.configs["keys"].block_m, self.configs["rows"].block_n, self.partial)
 
     def crossing(self) -> Sum | None:
         """The sum over the keys that the walk over the rows adds up, if it does."""
@@ -176,22 +193,27 @@ class _Lowering:
 
     def mark_seen(self, source: Input) -> None:
         """A walk over the mask alone."""
-        self.lists("keys")
+        self.tiles("keys")
         functions, dots, reads = self.pair_slots("seen", "keys", ())
         made = slots.add_step(functions, Pass((), ()), True, dots, reads)
         finish = Finish((SEEN,), (), reads, None)
-        slots.add_finish(functions, finish, None, 0)
-        slots.add_finish_rows(functions, finish, (SEEN,), {}, None)
+        config = self.configs["keys"]
+        ending = self.assembly.functions("seen_merge") if isinstance(config, RegroupConfig) else functions
+        slots.add_finish(ending, finish, None, 0)
+        slots.add_finish_rows(ending, finish, (SEEN,), {}, None)
         buffer = self.assembly.buffer(source, "fp32")
         table = Chunks("keys", dots, Pass((), ()), made, ())
         outputs = Outputs((), (), (source.name,))
+        if isinstance(config, RegroupConfig):
+            self.regrouped("seen", config, Pass((), ()), (functions, ending), table, [LOWEST], outputs, (buffer,))
+            return
         self.launch("seen", "keys", functions, table, [LOWEST], outputs, (buffer,))
 
     # Walks and scatters
 
-    def lists(self, over: Over, name: str = "") -> None:
+    def tiles(self, over: Over, name: str = "") -> None:
         name = name or over
-        if name not in self.listed and not isinstance(self.configs[over], GatherConfig):
+        if self.lists is None and name not in self.listed and not isinstance(self.configs[over], GatherConfig):
             self.listed.add(name)
             self.assembly.tile_lists(over, self.configs[name], name)
 
@@ -200,17 +222,18 @@ class _Lowering:
     ) -> tuple[Functions, tuple[Dot, ...], tuple[Read, ...]]:
         """The slots of everything that visits pairs, and the dots and outer reads they share."""
         functions = self.assembly.functions(name)
-        dots = dots_of((*terms, self.prepared.mask))
-        reads = slots.outer_reads(over, *terms, self.prepared.mask)
+        mask = self.assembly.visibility.mask
+        dots = dots_of((*terms, mask))
+        reads = slots.outer_reads(over, *terms, mask)
         slots.add_group(functions, self.backward.plan.program.group)
-        if not isinstance(self.configs[over], GatherConfig):
+        if self.lists is None and not isinstance(self.configs[over], GatherConfig):
             self.assembly.add_ranges(functions, over)
         slots.add_rows(functions, reads)
-        slots.add_visible(functions, self.prepared.mask, dots, reads)
+        slots.add_visible(functions, mask, dots, reads)
         return functions, dots, reads
 
     def walk(self, step: Walk, over: Over, copies: dict[str, str], crossing: Sum | None) -> None:
-        self.lists(over)
+        self.tiles(over)
         name, numbers = f"{over}_{len(self.assembly.launches)}", self.prepared.numbers
         config = self.configs[over]
         if isinstance(config, WalkConfig):
@@ -243,13 +266,24 @@ class _Lowering:
                 rows.append((*chunk, place, 1, 1, len(outs), 1))
                 factors.append(numbers[one.result.name])
             outs.append((copies.get(one.result.name, one.result.name), width))
-        slots.add_scaled_finish(functions, factors, [numbers[one.result.name] for one in scalars])
         names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
+        ending = functions
+        if isinstance(config, RegroupConfig) and over == "keys":
+            ending = self.assembly.functions(f"{name}_merge")
+        slots.add_scaled_finish(ending, factors, [numbers[one.result.name] for one in scalars])
         if over == "rows" and isinstance(config, GatherConfig):
             buffers = tuple(replace(buffer, zeroed=True) for buffer in buffers)
-        self.launch(name, over, functions, table, starts, outputs, buffers)
+        if not isinstance(config, RegroupConfig):
+            self.launch(name, over, functions, table, starts, outputs, buffers, is_grouped(step))
+        elif over == "keys":
+            self.regrouped(name, config, sums, (functions, ending), table, starts, outputs, buffers)
+        else:
+            assert self.lists is not None, "only lists are regrouped"
+            add_regrouped_rows(
+                self.assembly, name, config, functions, table, starts, outputs, buffers, self.lists
+            )  # fmt: skip
 
     def launch(
         self,
@@ -260,16 +294,39 @@ class _Lowering:
         starts: Sequence[float],
         outputs: Outputs,
         buffers: tuple[Buffer, ...],
+        grouped: bool = False,
     ) -> None:
         """A walk whose slots are written."""
         config = self.configs[over]
         if isinstance(config, GatherConfig):
             add_gather(self.assembly, name, over, config, functions, table, starts, outputs, buffers)
         else:
-            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers)
+            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, grouped)
+
+    def regrouped(
+        self,
+        name: str,
+        config: RegroupConfig,
+        sums: Pass,
+        functions: tuple[Functions, Functions],
+        table: Chunks,
+        starts: list[float],
+        outputs: Outputs,
+        buffers: tuple[Buffer, ...],
+    ) -> None:
+        """A walk over the keys in lists; the second ``functions`` finish, the first do the rest."""
+        assert self.lists is not None, "only lists are regrouped"
+        walk, ending = functions
+        slots.add_group(ending, self.backward.plan.program.group)
+        slots.add_rows(ending, ())
+        shifted = add_merge(ending, sums, len(starts) > len(sums.statistics), ())
+        lanes = [static(one.value.width) for one in sums.accumulators]
+        part = Part(sums, walk, ending, table, starts, outputs, shifted, lanes, buffers)
+        add_regrouped(self.assembly, name, config, part, self.lists)
+        self.partial = max(self.partial, bytes_of(self.assembly, part))
 
     def scatter(self, step: Scatter) -> None:
-        self.lists("keys", "pairs")
+        self.tiles("keys", "pairs")
         result, config = step.result, self.configs["pairs"]
         total, largest = f"{result.name}.total", f"{result.name}.largest"
         self.assembly.types |= {total: "i64", largest: "i32"}

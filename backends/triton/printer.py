@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 from attnc.backends.triton.environment import Environment, identifier
 from attnc.backends.triton.forms import AND, ATOM, FORMS, OR, PRODUCT, REAL_FORMS, SHIFT, SUM, UNARY, number
+from attnc.backends.triton.rewrites import factored
 from attnc.grammar.source import Span
 from attnc.ir.fold import fold
 from attnc.ir.nodes import (
@@ -40,6 +41,8 @@ _NAMES = {
     "gt": "greater", "ge": "at_least", "eq": "equal", "ne": "unequal",
 }  # fmt: skip
 
+_UNIT = 1e-12
+"""How near 1 a factor in float64 is 1."""
 _EXACT = {("b", "B"), ("h", "H"), ("g", "G"), ("row", "M"), ("j", "N")}
 """Indices that are within their dimension by how kernels make them."""
 
@@ -76,12 +79,14 @@ class Printer:
     """The statements of one slot.
 
     ``known`` holds the texts of nodes that the slot is given. ``spans`` become comments with the spec's lines.
-    ``lanes`` collects the widths (powers of two) of the lane ranges that vectors are reduced over.
+    ``lanes`` collects the widths (powers of two) of the lane ranges that vectors are reduced over. ``by_keys`` says
+    that the slot is about a tile of keys and knows whether it is ``MASKED``.
     """
 
     env: Environment
     known: dict[Node, Text] = field(default_factory=dict)
     spans: Mapping[Node, Span] = field(default_factory=dict)
+    by_keys: bool = False
     taken: set[str] = field(default_factory=set)
     lines: list[str] = field(default_factory=list)
     bindings: dict[str, str] = field(default_factory=dict)
@@ -100,8 +105,9 @@ class Printer:
     def child(self, known: Mapping[Node, Text]) -> Printer:
         """A printer that adds to the same statements, with other values of some nodes."""
         return Printer(
-            self.env, {**self.known, **known}, self.spans, self.taken, self.lines, self.bindings, self.lanes, self.uses
-        )
+            self.env, {**self.known, **known}, self.spans, self.by_keys, self.taken, self.lines, self.bindings,
+            self.lanes, self.uses,
+        )  # fmt: skip
 
     def given(self, name: str, what: str) -> str:
         """``name`` for something that an argument of the slot holds."""
@@ -164,6 +170,8 @@ class Printer:
                 return Text(self.given(*self.env.parameter(name, kind)))
             case Apply(op="exp", args=(x,)):
                 return self._exp(x, Text(""))
+            case Apply(op="sigmoid", args=(x,)):
+                return Text(f"lib.sigmoid2({self._power(x, -LOG2E)})")
             case Apply():
                 return self._apply(node, [self.memo[arg, None] for arg in node.args])
             case Read():
@@ -198,25 +206,34 @@ class Printer:
                 return Text(f"{texts[0].within(PRODUCT)} * {number(1.0 / divisor)}", PRODUCT)
             case "detach", _:
                 return texts[0]
+            case "mul", (Apply(op="sign", args=(x,)), _) if node.kind is Kind.REAL and x.kind is Kind.REAL:
+                return Text(f"lib.with_sign({texts[1].text}, {self.memo[x, None].text})")
+            case "real", (distance,) if self.by_keys and (rest := minus_key(distance)) is not None:
+                return Text(f"lib.minus_keys({self.scalar(rest).text}, j, MASKED)")
         form = REAL_FORMS.get(node.op, FORMS[node.op]) if node.kind is Kind.REAL else FORMS[node.op]
         given = [text.within(power) for text, power in zip(texts, form.operands, strict=True)]
         return Text(form.text.format(*given), form.binding)
 
     def _exp(self, x: Node, text: Text) -> Text:
-        """``exp(x)`` as a power of 2: constant factors and a shift by row go into one multiply-add a pair."""
+        """``exp(x)`` as a power of 2."""
         if x.is_vector:
             return Text(f"tl.exp2({text.within(PRODUCT)} * {LOG2E})")
-        if (parts := shifted(x)) is not None:
-            a, b = parts
-            return Text(f"tl.exp2({self._scaled(a)} - {self._scaled(b)})")
-        return Text(f"tl.exp2({self._scaled(x)})")
+        return Text(f"tl.exp2({self._power(x, LOG2E)})")
 
-    def _scaled(self, x: Node) -> str:
-        """``x * log2(e)``."""
-        factor, rest = factored(x)
-        if isinstance(rest, Literal):
-            return number(float(rest.value) * factor * LOG2E)
-        return f"{self.scalar(rest).within(PRODUCT)} * {number(factor * LOG2E)}"
+    def _power(self, x: Node, by: float) -> str:
+        """``x * by``: constant factors and a shift by row go into one multiply-add a pair."""
+        texts: list[str] = []
+        for factor, rest in terms_of(x):
+            factor *= by
+            if isinstance(rest, Literal):
+                factor, text = float(rest.value) * factor, ""
+            else:
+                text = self.scalar(rest).within(PRODUCT)
+            sign = "" if not texts else " - " if factor < 0 else " + "
+            size = abs(factor) if sign else factor
+            times = number(size) if not text else "" if abs(size - 1.0) < _UNIT else f" * {number(size)}"
+            texts.append(f"{sign}{text}{times}")
+        return "".join(texts)
 
     def _read(self, node: Read, lane: Lane | None) -> Text:
         """An element of a tensor, 0 where an index is outside of it."""
@@ -347,23 +364,6 @@ class Printer:
         return self.variable("matrix", Text(f"tl.load({address}).to(tl.float32)"), node)
 
 
-def factored(x: Node) -> tuple[float, Node]:
-    """``x`` as a number times the rest."""
-    factor = 1.0
-    while True:
-        match x:
-            case (
-                Apply(op="mul", args=(Literal(value=value), rest)) | Apply(op="mul", args=(rest, Literal(value=value)))
-            ):
-                factor, x = factor * value, rest
-            case Apply(op="div", args=(rest, Literal(value=value))) if value != 0:
-                factor, x = factor / value, rest
-            case Apply(op="neg", args=(rest,)):
-                factor, x = -factor, rest
-            case _:
-                return factor, x
-
-
 def static(width: Node | None) -> int:
     """The number of a width."""
     assert isinstance(width, Literal), "widths are literals once a plan is specialised"
@@ -378,11 +378,28 @@ def shifted(x: Node) -> tuple[Node, Node] | None:
     return None
 
 
+def terms_of(x: Node) -> list[tuple[float, Node]]:
+    """``x`` as products with numbers to add up: one, or what varies with the key and what does not."""
+    factor, rest = factored(x)
+    if (parts := shifted(rest)) is None:
+        return [(factor, rest)]
+    (c, a), (d, b) = map(factored, parts)
+    return [(factor * c, a), (-factor * d, b)]
+
+
+def minus_key(x: Node) -> Node | None:
+    """``rest`` of a difference ``rest - j`` over the pairs."""
+    match x:
+        case Apply(op="sub", args=(rest, Index(name="j"))) if "i" in rest.axes and "j" not in rest.axes:
+            return rest
+    return None
+
+
 def _needs(node: Node) -> tuple[Node, ...]:
     """The scalars that ``node`` is written from: its children, except where the printer looks through them."""
     match node:
-        case Apply(op="exp", args=(x,)) if not node.is_vector:
-            return tuple(rest for part in (shifted(x) or (x,)) if not isinstance(rest := factored(part)[1], Literal))
+        case Apply(op="exp" | "sigmoid", args=(x,)) if not node.is_vector:
+            return tuple(rest for _, rest in terms_of(x) if not isinstance(rest, Literal))
     return node.children
 
 

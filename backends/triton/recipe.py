@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from typing import Any, Literal, TypeAlias
 
 
@@ -107,6 +107,9 @@ class Launch:
         stages: of its software pipeline.
         registers: of a thread when it starts, where the kernel moves them between warps; 0 for as many as it needs.
         resident: whether one program for each multiprocessor is enough: they take what is to be done from a counter.
+        grouped: the tensors with a head for each key head that it writes sums over the query heads of a group to. It
+            is given the size ``heads`` to say how many, see :func:`parts_of_groups`.
+        turned: whether it runs for some heads at a time, in turns with those beside it that are ``turned`` too.
     """
 
     name: str
@@ -121,6 +124,24 @@ class Launch:
     stages: int = 1
     registers: int = 0
     resident: bool = False
+    grouped: tuple[str, ...] = ()
+    turned: bool = False
+
+
+HEADS = "heads"
+"""The size that says how many heads a launch with ``grouped`` tensors writes."""
+
+
+def parts_of_groups(programs: int, heads: int, groups: int, processors: int) -> int:
+    """In how many parts a launch sums the query heads of each group: one where that keeps a device busy.
+
+    ``programs`` is how many it has for one key head. Parts are added up afterwards.
+    """
+    each = heads // groups
+    enough = (
+        parts for parts in range(1, each + 1) if each % parts == 0 and programs * groups * parts >= 3 * processors
+    )
+    return next(enough, each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +184,43 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Regroup:
+    """How queries are sorted by the blocks in their lists: ``most`` of ``block`` keys each.
+
+    ``tile`` entries are one task; ``keys`` are held by a program that walks over rows; ``chunk`` rows are counted
+    together. Partial results take ``width`` bytes an entry.
+    """
+
+    block: int
+    most: int
+    tile: int
+    keys: int
+    chunk: int
+    width: int
+
+    def sizes(self, sizes: Mapping[str, int]) -> dict[str, int]:
+        """Sizes that the launches use in a call of sizes ``B H M N``; those of tasks are bounds."""
+        blocks, entries = -(-sizes["N"] // self.block), sizes["M"] * self.most
+        return {
+            "regroup.blocks": blocks,
+            "regroup.ends": blocks + 1,
+            "regroup.chunks": -(-sizes["M"] // self.chunk),
+            "regroup.entries": entries,
+            "regroup.tasks": entries // self.tile + blocks,
+            "regroup.key_tiles": blocks * -(-self.block // self.keys) if self.keys else 0,
+        }
+
+    def turns(self, sizes: Mapping[str, int], most: int) -> Iterator[dict[str, int]]:
+        """Stretches of heads of batch rows whose partial results take at most ``most`` bytes, or one head each."""
+        lines = sizes["B"] * sizes["H"]
+        at_once = max(1, min(lines, most // max(1, self.width * sizes["regroup.entries"])))
+        at_once = -(-lines // -(-lines // at_once))
+        for first in range(0, lines, at_once):
+            count = min(at_once, lines - first)
+            yield {"regroup.first": first, "regroup.lines": count, "regroup.rows": count * sizes["M"]}
+
+
+@dataclass(frozen=True, slots=True)
 class Layout:
     """What the kernels take for granted of a tensor of the call: its last axis is contiguous, and
 
@@ -180,8 +238,9 @@ class Recipe:
 
     ``inputs``, ``parameters`` and ``extents`` name what a call passes, in order; ``layouts`` is by tensor. ``saved``
     are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
-    with the types its kernels write. ``split`` says when the keys of a forward are split. ``listed`` names the lists
-    of keys that rows see, if there are some.
+    with the types its kernels write. ``split`` says when the keys of a forward are split,
+    ``regroup`` how queries are sorted where their masks are lists; ``block`` are the keys of a block where blocks are
+    chosen, 0 elsewhere. ``listed`` names the lists of keys that rows see, if there are some.
     """
 
     launches: tuple[Launch, ...]
@@ -193,6 +252,8 @@ class Recipe:
     reads: tuple[str, ...] = ()
     results: tuple[tuple[str, str], ...] = ()
     split: Split | None = None
+    regroup: Regroup | None = None
+    block: int = 0
     listed: str = ""
 
 
@@ -218,6 +279,8 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "results": [list(one) for one in recipe.results],
         "listed": recipe.listed,
         "split": recipe.split and [recipe.split.rows, recipe.split.keys, recipe.split.packed],
+        "regroup": recipe.regroup and list(astuple(recipe.regroup)),
+        "block": recipe.block,
         "launches": [_launch_to_json(launch) for launch in recipe.launches],
     }
 
@@ -233,6 +296,8 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
         "reads": None if launch.reads is None else list(launch.reads),
         "warps": launch.warps,
         "resident": launch.resident,
+        "grouped": list(launch.grouped),
+        "turned": launch.turned,
     }
 
 
@@ -265,6 +330,8 @@ def from_json(data: dict[str, Any]) -> Recipe:
         tuple(data["reads"]),
         tuple((name, kind) for name, kind in data["results"]),
         None if data["split"] is None else Split(*data["split"]),
+        None if data["regroup"] is None else Regroup(*data["regroup"]),
+        data["block"],
         data["listed"],
     )
 
@@ -284,4 +351,6 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
         reads=None if data["reads"] is None else tuple(data["reads"]),
         warps=data["warps"],
         resident=data["resident"],
+        grouped=tuple(data["grouped"]),
+        turned=data["turned"],
     )

@@ -10,12 +10,15 @@ from pathlib import Path
 
 from attnc.backends.protocol import Target
 from attnc.backends.triton.assembler import assembler
+from attnc.backends.triton.sass import disassemble, moves_in_loops
 
 _TENSOR_CORE = {
     "cuda": r"\b(?:wgmma\.mma_async|mma\.sync|tcgen05\.mma)\S*",
     "hip": r"\bv_mfma_\S+",
 }
 
+_GIVES = "setmaxnreg"
+"""What kernels do that give registers from some warps to others."""
 _SERIALISED = r"\(C75\d\d\).*serialized"
 """What ptxas says where it waits for each ``wgmma``: C7510 to C7519, by the reason why."""
 
@@ -30,6 +33,8 @@ class Report:
         spilled: bytes of a thread's registers that did not fit.
         tensor_core: matrix instructions in the assembly, and ``kinds``, their distinct names without types.
         serialised: whether the assembler makes each of them wait for the one before, where it was asked.
+        moved: how often a step of a loop of matrix instructions moves a register to memory or back, at most; on AMD all
+            bytes that did not fit.
     """
 
     shared: int
@@ -38,10 +43,13 @@ class Report:
     tensor_core: int
     kinds: tuple[str, ...]
     serialised: bool = False
+    moved: int = 0
 
 
-SPARED = {"hopper": 64, "hopper_backward": 320}
-"""Bytes of spills that kernels of a family may have: numbers that wait for the end of a tile, or of a walk.
+SPARED = {"hopper": 64, "hopper_backward": 2048, "stream": 2048}
+"""Bytes of spills that kernels of a family may have: numbers that wait for the end of a tile, or of a walk."""
+MOVED = {"hopper": 64, "hopper_backward": 64}
+"""How often they may move one in a step. Masks are counted, though few steps need them.
 
 A fused backward of 64 lanes that spills 272 bytes outran one of half the tile that spills none by a fifth (H200).
 """
@@ -53,6 +61,8 @@ def fault_in(report: Report, family: str, shared: int) -> str | None:
         return f"takes {report.shared} bytes of shared memory, there are {shared}"
     if report.spilled > SPARED.get(family, 0):
         return f"spills {report.spilled} bytes of registers"
+    if report.moved > MOVED.get(family, 0):
+        return f"moves registers to memory or back {report.moved} times a step"
     if report.serialised:
         return "waits for every matrix product before it begins the next"
     return None
@@ -62,12 +72,12 @@ def read_report(code: bytes, assembly: str, shared: int, target: Target) -> Repo
     """The report of a cubin or hsaco, and its PTX or amdgcn text."""
     found = re.findall(_TENSOR_CORE[target.kind], assembly)
     kinds = tuple(sorted({".".join(name.split(".")[:2]) if target.kind == "cuda" else name for name in found}))
-    serialised = False
     if target.kind == "hip":
         registers, spilled = _amd(assembly)
-    else:
-        registers, spilled, serialised = _nvidia(code, assembly)
-    return Report(shared, registers, spilled, len(found), kinds, serialised)
+        return Report(shared, registers, spilled, len(found), kinds, moved=spilled)
+    registers, spilled, serialised = _nvidia(code, assembly)
+    moved = moves_in_loops(disassemble(code)) if spilled else 0
+    return Report(shared, registers, spilled, len(found), kinds, serialised, moved)
 
 
 def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int, bool]:
@@ -87,7 +97,7 @@ def _nvidia(cubin: bytes, ptx: str) -> tuple[int, int, bool]:
         if usage is None:
             raise RuntimeError(f"cuobjdump said nothing of registers: {said}")
         registers, stack, local = map(int, usage.groups())
-        if stack + local == 0 and "setmaxnreg" not in ptx:
+        if stack + local == 0 and _GIVES not in ptx:
             return registers, 0, False
         source = Path(folder) / "kernel.ptx"
         source.write_text(ptx)

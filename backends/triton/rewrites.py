@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from attnc.ir import build
-from attnc.ir.nodes import Apply, Dot, Input, Kind, Literal, Node, State, Token
+from attnc.ir.nodes import Apply, Dot, Index, Input, Kind, Literal, Node, State, Token
 from attnc.ir.program import Program
 from attnc.ir.traverse import contains, postorder, rewrite
 from attnc.plan import Pass
 
 _TOKENS = {"q": ("b", "h", "row"), "k": ("b", "g", "j"), "v": ("b", "g", "j")}
 _TOKEN_DIMS = {"q": ("B", "H", "M"), "k": ("B", "G", "N"), "v": ("B", "G", "N")}
-_BOUNDED = frozenset({"sigmoid", "tanh", "erf", "sin", "cos", "sign"})
 
 
 def widths(program: Program) -> tuple[int, int]:
@@ -83,57 +83,84 @@ def token_read(node: Node) -> Node:
 
 def rewritten(step: Pass, finals: Mapping[Node, Node]) -> Pass:
     """A pass that reads what earlier passes left."""
+    return _mapped(step, lambda node: finals.get(node, node))
 
-    def final(node: Node) -> Node:
-        return rewrite(node, lambda inner: finals.get(inner, inner))
+
+def with_outer_factors(step: Pass) -> Pass:
+    """A pass in which constant factors stand outside: ``dot * c + x * y``, with ``x`` the same for all keys, as
+    ``(dot + x / c * y) * c``, and ``abs(x * c)`` as ``abs(x) * c``. The outer factor of what is exponentiated goes into
+    the exponential for nothing. Distances of positions are taken between reals.
+    """
+    return _mapped(step, _outwards)
+
+
+def _mapped(step: Pass, fn: Callable[[Node], Node]) -> Pass:
+    """A pass with ``fn`` applied to every node of its terms, children first."""
+    memo: dict[Node, Node] = {}
+
+    def mapped(node: Node) -> Node:
+        return rewrite(node, fn, memo)
 
     return Pass(
-        tuple(replace(one, term=final(one.term), shift=one.shift and final(one.shift)) for one in step.statistics),
-        tuple(replace(one, term=final(one.term), shift=one.shift and final(one.shift)) for one in step.accumulators),
+        tuple(replace(one, term=mapped(one.term), shift=one.shift and mapped(one.shift)) for one in step.statistics),
+        tuple(replace(one, term=mapped(one.term), shift=one.shift and mapped(one.shift)) for one in step.accumulators),
     )
 
 
-def with_common_scales(step: Pass) -> Pass:
-    """A pass whose maxima have a constant factor outside: ``dot * c + x * y``, with ``x`` the same for all keys, as
-    ``(dot + x / c * y) * c``. The outer factor goes into the exponentials for nothing.
-    """
-    scaled = {one.term: new for one in step.statistics if one.op == "max" and (new := _common_scale(one.term))}
-    return rewritten(step, scaled) if scaled else step
-
-
-def _common_scale(term: Node) -> Node | None:
-    match term:
-        case Apply(
-            op="add" | "sub" as op,
-            args=(Apply(op="mul", args=(Dot() as dot, Literal(value=by))), Apply(op="mul", args=(x, y))),
-        ) if by > 0 and "j" not in x.axes:
-            small = build.apply("mul", x, build.literal(1.0 / by))
-            return build.apply("mul", build.apply(op, dot, build.apply("mul", small, y)), build.literal(by))
-    return None
-
-
-def is_bounded(term: Node, maxima: Mapping[Node, Node]) -> bool:
-    """Whether a term is provably within [-1, 1].
-
-    ``maxima`` maps what stands for the maximum of a row (a state, or a read of one) to what it is the maximum of.
-    """
-
-    def at_least(row: Node, x: Node) -> bool:
-        match row:
-            case Apply(op="max", args=args):
-                return any(at_least(arg, x) for arg in args)
+def factored(x: Node) -> tuple[float, Node]:
+    """``x`` as a number times the rest."""
+    factor = 1.0
+    while True:
+        match x:
+            case (
+                Apply(op="mul", args=(Literal(value=value), rest)) | Apply(op="mul", args=(rest, Literal(value=value)))
+            ) if x.kind is Kind.REAL:
+                factor, x = factor * value, rest
+            case Apply(op="div", args=(rest, Literal(value=value))) if value != 0:
+                factor, x = factor / value, rest
+            case Apply(op="neg", args=(rest,)) if x.kind is Kind.REAL:
+                factor, x = -factor, rest
             case _:
-                return maxima.get(row) is x
+                return factor, x
 
-    match term:
-        case Literal(value=value):
-            return abs(value) <= 1
-        case Apply(op="exp", args=(Apply(op="sub", args=(x, row)),)):
-            return at_least(row, x)
-        case Apply(op=op) if op in _BOUNDED:
-            return True
-        case Apply(op="mul" | "min" | "max" | "neg" | "abs", args=args):
-            return all(is_bounded(arg, maxima) for arg in args)
-        case Apply(op="where", args=(_, *args)):
-            return all(is_bounded(arg, maxima) for arg in args)
-    return False
+
+def _times(factor: float, x: Node) -> Node:
+    if factor in (1.0, -1.0):
+        return x if factor == 1.0 else build.apply("neg", x)
+    return build.apply("mul", x, build.literal(factor))
+
+
+def _outwards(node: Node) -> Node:
+    """``node`` with a factor of its operands taken outside, where that is the same number."""
+    match node:
+        case Apply(op="mul" | "div") if node.kind is Kind.REAL and not node.is_vector:
+            factor, rest = factored(node)
+            match rest:
+                case Apply(op="mul", args=(a, b)):
+                    (c, x), (d, y) = factored(a), factored(b)
+                    factor, rest = factor * c * d, build.apply("mul", x, y)
+                case Apply(op="div", args=(a, b)):
+                    c, x = factored(a)
+                    factor, rest = factor * c, build.apply("div", x, b)
+            return _times(factor, rest)
+        case Apply(op="abs", args=(a,)) if a.kind is Kind.REAL:
+            factor, x = factored(a)
+            return _times(abs(factor), build.apply("abs", x))
+        case Apply(op="sign", args=(a,)) if a.kind is Kind.REAL:
+            factor, x = factored(a)
+            return _times(math.copysign(1.0, factor), build.apply("sign", x)) if factor else node
+        case Apply(op="add" | "sub" as op, args=(Apply(op="mul", args=(Dot() as dot, Literal(value=by))), term)) if (
+            by > 0
+        ):
+            factor, rest = factored(term)
+            if not isinstance(rest, Apply) or rest.op != "mul" or all("j" in x.axes for x in rest.args):
+                return node
+            x, y = rest.args if "j" not in rest.args[0].axes else rest.args[::-1]
+            op = op if factor > 0 else "sub" if op == "add" else "add"
+            small = _times(abs(factor) / by, x)
+            return build.apply("mul", build.apply(op, dot, build.apply("mul", small, y)), build.literal(by))
+        case Apply(op="real", args=(Apply(op="sub", args=(Index(name="j") as j, x)),)) if "j" not in x.axes:
+            return build.apply("neg", build.apply("real", build.apply("sub", x, j)))
+        case Apply(op="real", args=(Apply(op="abs", args=(x,)),)):
+            return build.apply("abs", build.apply("real", x))
+    return node

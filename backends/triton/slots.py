@@ -11,7 +11,8 @@ from typing import TypeAlias
 from attnc.analyse.visibility import Range
 from attnc.backends.triton.environment import Environment, identifier
 from attnc.backends.triton.forms import SHIFT
-from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, factored, shifted
+from attnc.backends.triton.printer import MINUS_INFINITY, Lane, Printer, Text, shifted
+from attnc.backends.triton.rewrites import factored
 from attnc.grammar.source import Span
 from attnc.ir.build import state as state_node
 from attnc.ir.nodes import Apply, Dot, Index, Input, Literal, Node, Read, State
@@ -34,7 +35,7 @@ class Functions:
     texts: list[str] = field(default_factory=list)
 
     def printer(self, known: Mapping[Node, Text] | None = None, taken: Sequence[str] = ()) -> Printer:
-        return Printer(self.env, dict(known or {}), self.spans, set(taken))
+        return Printer(self.env, dict(known or {}), self.spans, taken=set(taken))
 
     def add(self, slot: str, arguments: str, printer: Printer, result: str, doc: str) -> None:
         """Write a function from the statements of ``printer``."""
@@ -144,6 +145,7 @@ def add_step(
     """
     names = [statistic.name for statistic in step.statistics]
     printer = functions.printer(taken=[*names, SEEN])
+    printer.by_keys = True
     know_dots(printer, dots)
     know_rows(printer, reads)
     before = {name: printer.given(f"{name}_before", f"state[{at}]") for at, name in enumerate(names)}
@@ -334,6 +336,25 @@ def add_finish_rows(
     functions.add(
         "FINISH_ROWS", "state, rows, b, h, g, row, i, env", printer, tuple_of(texts), "Numbers to write, one a row."
     )  # fmt: skip
+
+
+def add_ranking(
+    functions: Functions, rank: Node, candidates: Node | None, dots: Sequence[Dot], reads: Sequence[Read]
+) -> None:
+    """Write ``RANK`` and ``CANDIDATE`` of a selection."""
+    for slot, root, doc in (
+        ("RANK", rank, "The rank of each block for each query."),
+        ("CANDIDATE", candidates, "Which of the blocks are ranked."),
+    ):
+        printer = functions.printer()
+        know_dots(printer, dots)
+        know_rows(printer, reads)
+        result = "j >= 0"
+        if root is not None:
+            printer.expect(root)
+            text = printer.scalar(root)
+            result = spread(root, text) if slot == "RANK" else f"(j >= 0) & {text.within(SHIFT)}"
+        functions.add(slot, "dots, rows, b, h, g, row, i, j, env", printer, result, doc)
 
 
 def add_term(

@@ -10,12 +10,21 @@ from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import BackwardKernel, Choice, Kernel, Space, Target, Workload
 from attnc.backends.protocol import Config as Settings
 from attnc.backends.triton.adjoint import prepare
-from attnc.backends.triton.choice import hopper_configs, lanes_of, left_to_portable, why_not_hopper
+from attnc.backends.triton.choice import hopper_configs, lanes_of, why_not_hopper
 from attnc.backends.triton.compiling import width_of
 from attnc.backends.triton.compiling_backward import OVERS, Configs, backward_width
-from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, SplitConfig, backward_candidates, candidates
+from attnc.backends.triton.configs import (
+    SCATTER,
+    SHARED_MEMORY,
+    Config,
+    SplitConfig,
+    backward_candidates,
+    candidates,
+    split_candidates,
+)
 from attnc.backends.triton.few import FewRows, can_split, has_few_rows
 from attnc.backends.triton.hopper.backward_configs import (
+    OUTER_BLOCK,
     WalkConfig,
     fused_candidates,
     fused_refusal,
@@ -27,6 +36,7 @@ from attnc.backends.triton.hopper.backward_terms import cotangents
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
 from attnc.backends.triton.lower_backward import lanes_of as lanes_of_backward
+from attnc.backends.triton.regroup import regroupable
 from attnc.backends.triton.report import fault_in
 from attnc.backends.triton.slots import Over
 from attnc.plan import Plan
@@ -44,8 +54,11 @@ BYTES = {"bf16": 2, "f16": 2, "f32": 4}
 def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes: Mapping[str, int]) -> Space:
     """The tile, warps and stages of a forward; of a backward, those of its walks over keys and over rows.
 
-    Where there are several families the family too, and how many tiles of queries a kernel for Hopper holds.
+    Where there are several families the family too, and how many tiles of queries a kernel for Hopper holds. Nothing
+    where queries are sorted by lists.
     """
+    if regroupable(subject) is not None:
+        return Space()
     limit = SHARED_MEMORY[target.arch]
     if isinstance(subject, Plan):
         width = width_of(subject)
@@ -55,18 +68,22 @@ def space_of(subject: Plan | Backward, workload: Workload, target: Target, sizes
             return _excluded(tile_of(settings), "keys", width, workload, limit, sums=1)
 
         families = ["stream"]
+        default: dict[str, int | str] = {"family": "stream", **asdict(start), "queries": 1}
+        special = why_not_hopper(subject, workload, target) is None
+        if special:
+            families.insert(0, "hopper")
+            default = {"family": "hopper", **asdict(next(hopper_configs(subject)))}
         if has_few_rows(sizes) and can_split(subject, workload):
             families.append("split")
-        if why_not_hopper(subject, workload, target) is not None:
-            named = {"family": "stream"} if len(families) > 1 else {}
-            return Space((*_families(families), *_choices("")), {**named, **asdict(start)}, too_large)
-        configs = list(hopper_configs(subject))
+            default = {"family": "split", **asdict(next(split_candidates())), "queries": 1}
+        choices = (*_families(families), *_choices("", HOPPER_TILES if special else TILES))
+        choices += (Choice("queries", (1, 2)),) if special else ()
+        names = {choice.name for choice in choices}
         return Space(
-            (*_families(["hopper", *families]), *_choices("", HOPPER_TILES), Choice("queries", (1, 2))),
-            {"family": "stream", **asdict(start), "queries": 1}
-            if left_to_portable(subject)
-            else {"family": "hopper", **asdict(configs[0])},
-            lambda settings: _excluded_of_families(settings, subject, too_large),
+            choices,
+            {name: setting for name, setting in default.items() if name in names},
+            (lambda settings: _excluded_of_families(settings, subject, too_large)) if special else too_large,
+            _settled_forward,
         )
     return _space_of_backward(subject, workload, target)
 
@@ -101,16 +118,34 @@ def _space_of_backward(backward: Backward, workload: Workload, target: Target) -
         choices.append(Choice("fused", (0, 1)))
         default["fused"] = 1
 
-    def excluded(settings: Settings) -> str | None:
+    def settled(settings: Settings) -> Settings:
+        found = dict(settings)
+        for over in walked:
+            outer = "block_m" if over == "keys" else "block_n"
+            match settings.get(f"{over}_family"):
+                case "stream":
+                    found |= {f"{over}_{flag}": 0 for flag in FLAGS}
+                case "hopper":
+                    found |= {f"{over}_{outer}": OUTER_BLOCK, f"{over}_warps": 4}
         if settings.get("fused"):
-            if settings["rows_family"] != "hopper":
-                return "only kernels for Hopper are fused"
-            if any(settings[name] != default[name] for name in settings if name.startswith("keys_")):
-                return "a fused backward has no walk over the keys"
+            if settings["rows_family"] == "hopper":  # one shape, and no walk over the keys
+                decided = [name for name in default if name.startswith("keys_")] + ["rows_block_m", "rows_apart"]
+                found |= {name: default[name] for name in decided}
+            else:  # which only kernels for Hopper do without
+                found["fused"] = 0
+        return found
+
+    def excluded(settings: Settings) -> str | None:
         found = ((over, too_large(settings, over)) for over in walked)
         return next((f"over {over}: {problem}" for over, problem in found if problem), None)
 
-    return Space(tuple(choices), default, excluded)
+    return Space(tuple(choices), default, excluded, settled)
+
+
+def _settled_forward(settings: Settings) -> Settings:
+    """Portable kernels hold one tile of queries; groups of kernels for Hopper have four warps."""
+    fixed = {"warps": 4} if settings.get("family") == "hopper" else {"queries": 1}
+    return {**settings, **{name: setting for name, setting in fixed.items() if name in settings}}
 
 
 def _families(names: list[str]) -> tuple[Choice, ...]:

@@ -13,15 +13,12 @@ from attnc.backends.triton.configs import SplitConfig
 from attnc.backends.triton.printer import Text
 from attnc.backends.triton.recipe import Arguments, Buffer, Constant, Extent, Launch, Split, Value
 from attnc.backends.triton.slots import Functions
-from attnc.ir import build
 from attnc.ir.nodes import Node, Read
-from attnc.ir.program import Program
+from attnc.ir.program import DEFAULT_GROUP, Program
 from attnc.plan import Pass
 
 COMBINED = 2048
 """Numbers that a program of ``combine`` holds at most."""
-GROUPED = build.apply("floordiv", build.index("h"), build.apply("floordiv", build.size("H"), build.size("G")))
-"""The key head of a query head where a spec does not say otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +26,8 @@ class Part:
     """A pass that one walk of parts and their combination do, in slots that are written.
 
     ``starts`` are the statistics before any key; ``outputs`` are written by the combination; ``shifted`` says of each
-    accumulator which factor of ``MERGE`` it takes, or -1.
+    accumulator which factor of ``MERGE`` it takes, or -1. ``widths`` are those of the accumulators, ``buffers`` what
+    the combination writes besides tensors of the call.
     """
 
     step: Pass
@@ -39,13 +37,15 @@ class Part:
     starts: Sequence[float]
     outputs: Outputs
     shifted: Sequence[int]
+    widths: Sequence[int] = ()
+    buffers: tuple[Buffer, ...] = ()
 
 
 def is_packed(program: Program, visibility: Visibility, table: Chunks) -> bool:
     """Whether all heads of a group can be rows of one tile: they share keys, values, and the tiles that are visited."""
     ends = [node for one in visibility.key_ranges for node in _ends(one)]
     per_head = any(head == "h" for head in table.inners.heads.values())
-    return program.group is GROUPED and not per_head and not any("h" in node.axes for node in ends)
+    return program.group is DEFAULT_GROUP and not per_head and not any("h" in node.axes for node in ends)
 
 
 def add_merge(functions: Functions, step: Pass, seen: bool, reads: Sequence[Read]) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attnc.analyse.gradient.backward import Backward, Scatter, Walk
+from attnc.analyse.gradient.groups import is_grouped
 from attnc.backends.protocol import Target, Unsupported, Workload
 from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.configs import SHARED_MEMORY
@@ -45,7 +46,7 @@ def find_problems(plan: Plan, workload: Workload, target: Target) -> Iterator[Un
         yield from _pair_problems(node)
     for node in postorder(*(one.expression for one in plan.tokens), plan.output, *([plan.lse] if plan.lse else [])):
         if node not in seen:
-            yield from _token_problems(node)
+            yield from token_problems(node)
 
 
 def find_backward_problems(backward: Backward, workload: Workload, target: Target) -> Iterator[Unsupported]:
@@ -61,6 +62,9 @@ def find_backward_problems(backward: Backward, workload: Workload, target: Targe
         return
     if plan.program.listed and not workload.unordered:
         yield Unsupported("sums over the rows that list a key have no fixed order", plan.output)
+    over_rows = [step for step in backward.steps if isinstance(step, Walk) and step.over == "rows"]
+    if plan.program.listed and not all(map(is_grouped, over_rows)):
+        yield Unsupported("sums over the rows that list a key are those of a group of heads", plan.output)
     if plan.program.listed and any(isinstance(step, Scatter) for step in backward.steps):
         yield Unsupported("what is read a pair has no gradient over lists of keys", plan.output)
     for width in plan.program.widths or ():
@@ -88,7 +92,7 @@ def find_backward_problems(backward: Backward, workload: Workload, target: Targe
         yield from _pair_problems(node)
     for node in postorder(*tokens):
         if node not in seen:
-            yield from _token_problems(node)
+            yield from token_problems(node)
 
 
 def _pair_problems(node: Node) -> Iterator[Unsupported]:
@@ -103,7 +107,7 @@ def _pair_problems(node: Node) -> Iterator[Unsupported]:
             yield from _everywhere(node)
 
 
-def _token_problems(node: Node) -> Iterator[Unsupported]:
+def token_problems(node: Node) -> Iterator[Unsupported]:
     match node:
         case MatVec(x=x, matrix=matrix):
             if matrix.axes & {"i", "j"}:

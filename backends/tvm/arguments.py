@@ -70,11 +70,16 @@ class Layout:
         raise KeyError(name)
 
     def pack(
-        self, sizes: Sequence[int], extents: Sequence[int], tensors: Sequence[Tensor], parameters: Sequence[float]
+        self,
+        sizes: Sequence[int],
+        extents: Sequence[int],
+        tensors: Sequence[Tensor],
+        parameters: Sequence[float],
+        zeros: int = ctypes.addressof(_ZEROS),
     ) -> list[int]:
         """The words of a call, its head still 0. The tensors must outlive the call.
 
-        A tensor without elements has strides of 0 and the address of some zeros: every read of it is outside.
+        A tensor without elements has strides of 0 and the address ``zeros`` of some zeros: every read of it is outside.
         """
         bits = struct.unpack(f"={len(parameters)}q", struct.pack(f"={len(parameters)}d", *parameters))
         words = [*([0] * HEAD), *sizes, *extents, *bits]
@@ -82,5 +87,5 @@ class Layout:
             if tensor.numel():
                 words += [tensor.data_ptr(), *tensor.stride()]
             else:
-                words += [ctypes.addressof(_ZEROS), *(0 for _ in tensor.shape)]
+                words += [zeros, *(0 for _ in tensor.shape)]
         return words

@@ -37,7 +37,7 @@ def compile_plan(
 
     machine = machine_of(target)
     function, layout = lower_plan_to_tir(plan, visibility or analyse_mask(plan.mask), workload, machine, config)
-    maps = tuple(Map(tuple(_dim(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
+    maps = tuple(Map(tuple(extent_of(dim) for dim in m.result.dims), map_dtype(m, workload)) for m in plan.tokens)
     if width := state_width(plan):
         maps += (Map((KEY_PARTS, "B", "H", width), "f64" if workload.dtype == "f64" else "f32"),)
     return CpuKernel(_Built(function, machine), layout, maps, target.arch)
@@ -54,7 +54,7 @@ def compile_backward(
     machine = machine_of(target)
     arranged = arrange(backward, workload)
     function, layout = lower_backward_to_tir(arranged, workload, machine, config)
-    maps = tuple(Map(tuple(_dim(dim) for dim in source.dims), dtype) for source, dtype in arranged.own)
+    maps = tuple(Map(tuple(extent_of(dim) for dim in source.dims), dtype) for source, dtype in arranged.own)
     targets = {step.result.name for step in backward.steps if isinstance(step, Scatter)}
     scattered = tuple(number for number, result in enumerate(backward.results) if result.name in targets)
     return CpuBackwardKernel(_Built(function, machine), layout, maps, target.arch, scattered)
@@ -115,7 +115,8 @@ class _Built(Code):
             return path.read_bytes()
 
 
-def _dim(node: Node) -> str | int:
+def extent_of(node: Node) -> str | int:
+    """A dimension of a token map: a size by name, or a number."""
     match node:
         case Literal(value=value):
             return int(value)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Protocol
 
 from tvm.tirx.script.builder import ir as T
 
@@ -34,7 +34,7 @@ from attnc.ir.nodes import (
 )
 from attnc.templates.tvm import functions
 from attnc.templates.tvm.lanes import join, max_of_lanes, sum_of_lanes, vector_of
-from attnc.templates.tvm.memory import Memory, Scratch, pointer
+from attnc.templates.tvm.memory import Scratch, pointer
 from attnc.templates.tvm.processor import fma
 from attnc.templates.tvm.products import index, pieces
 from attnc.templates.tvm.values import Value, constant, maximum, select
@@ -54,13 +54,22 @@ IN_BOUNDS = {"b": "B", "h": "H", "g": "G", "row": "M", "j": "N"}
 """Which dimension each index is always inside of."""
 
 
+class Words(Protocol):
+    """The words of a call, in the order of :class:`attnc.backends.tvm.arguments.Layout`, as ``int64``."""
+
+    def load(self, at: int) -> Value: ...
+
+
 class Tensor:
     """A tensor argument inside a kernel: its memory, strides and stored element type (``bf16``, ``f32``, ...)."""
 
-    def __init__(self, name: str, dtype: str, rank: int, layout: Layout, integers: Memory) -> None:
+    stored: ClassVar[Mapping[str, str]] = STORED
+
+    def __init__(self, name: str, dtype: str, rank: int, layout: Layout, integers: Words) -> None:
         at = layout.at_tensor(name)
         self.dtype = dtype
-        self.memory = pointer(integers.load(at).keep(), STORED[dtype], name)
+        self.address = integers.load(at).keep()
+        self.memory = pointer(self.address, self.stored[dtype], name)
         self.strides = [integers.load(at + 1 + k).keep() for k in range(rank)]
 
     def offset(self, *indices: Value) -> Value:
@@ -97,8 +106,8 @@ class Stored:
     def load(self, at: Value, lanes: int = 1) -> Value:
         return self.tensor.load(at, self.type, lanes)
 
-    def prefetch(self, at: Value) -> None:
-        self.tensor.memory.prefetch(at)
+    def prefetch(self, at: Value, width: int) -> None:
+        self.tensor.memory.prefetch(at, width)
 
 
 class Emitter:
@@ -108,7 +117,7 @@ class Emitter:
         self,
         layout: Layout,
         tensors: Mapping[str, Tensor],
-        integers: Memory,
+        integers: Words,
         parameters: Sequence[str],
         type: str,
         lanes: int,
@@ -278,7 +287,7 @@ class Scope:
         result = tensor.load(offset, self.emitter.type_of(node.kind), lanes)
         return result if inside is None else select(inside, result, constant(0, result.type))
 
-    def element(self, node: Node, start: int, lanes: int) -> Value:
+    def element(self, node: Node, start: Any, lanes: int) -> Value:
         """Elements ``start`` to ``start + lanes`` of a vector; of a scalar, its value."""
         return self._element(node, start, lanes, {})
 

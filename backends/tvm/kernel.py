@@ -94,7 +94,7 @@ class CpuKernel(Compiled):
         if any(tensor.numel() == 0 for tensor in written):
             return
         target = out if out.stride(-1) == 1 or out.shape[-1] == 1 else torch.empty(out.shape, dtype=out.dtype)
-        tensors = [*map(_adjacent, (q, k, v)), target, *written[1:], *map(_adjacent, inputs)]
+        tensors = [*map(adjacent, (q, k, v)), target, *written[1:], *map(adjacent, inputs)]
         self._call(q, k, extents, tensors, parameters)
         if target is not out:
             out.copy_(target)
@@ -134,7 +134,7 @@ class CpuBackwardKernel(Compiled):
         targets = [x if x.dtype == wide and x.is_contiguous() else torch.empty(x.shape, dtype=wide) for x in results]
         for number in self._scattered:
             targets[number].zero_()
-        self._call(q, k, extents, [*map(_adjacent, (q, k, v, *inputs, *reads)), *targets], parameters)
+        self._call(q, k, extents, [*map(adjacent, (q, k, v, *inputs, *reads)), *targets], parameters)
         for result, target in zip(results, targets, strict=True):
             if target is not result:
                 result.copy_(target)
@@ -144,6 +144,6 @@ class CpuBackwardKernel(Compiled):
         return {**super().save(folder), "scattered": list(self._scattered)}
 
 
-def _adjacent(x: Tensor) -> Tensor:
+def adjacent(x: Tensor) -> Tensor:
     """``x``, or a copy where elements of its last dimension do not lie side by side."""
     return x if x.dim() == 0 or x.stride(-1) == 1 or x.shape[-1] <= 1 else x.contiguous()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from attnc.analyse.gradient.backward import Backward, Walk, expressions_of
 from attnc.backends.protocol import Unsupported
 from attnc.ir.nodes import BranchOutput, Cumsum, Dot, Node, Reduce, Solve
@@ -13,13 +15,18 @@ PAIR = {"i", "j"}
 
 def problems_of(plan: Plan) -> list[Unsupported]:
     """Every node of ``plan`` that has no code here."""
+    return without_code(plan, "CPUs")
+
+
+def without_code(plan: Plan, machines: str) -> list[Unsupported]:
+    """Every node of ``plan`` that no printer of expressions knows."""
     roots: list[Node] = [plan.mask, plan.output, *(token.expression for token in plan.tokens)]
     for step in plan.passes:
         roots += [statistic.term for statistic in step.statistics]
         roots += [part for accumulator in step.accumulators for part in (accumulator.term, accumulator.value)]
-    found = _without_code(*roots)
+    found = _unknown(roots, machines)
     if plan.program.listed is not None:
-        found.append(Unsupported("lists of keys have no CPU kernels", plan.output))
+        found.append(Unsupported(f"lists of keys have no kernels for {machines}", plan.output))
     return found
 
 
@@ -27,7 +34,7 @@ def backward_problems_of(backward: Backward) -> list[Unsupported]:
     """Every node of ``backward`` that has no code here."""
     plan = backward.plan
     roots = [plan.mask, *(root for step in backward.steps for root in expressions_of(step))]
-    found = _without_code(*roots)
+    found = _unknown(roots, "CPUs")
     if plan.program.listed is not None:
         found.append(Unsupported("lists of keys have no CPU kernels", plan.output))
     terms = [plan.mask]
@@ -44,14 +51,14 @@ def backward_problems_of(backward: Backward) -> list[Unsupported]:
     return found
 
 
-def _without_code(*roots: Node) -> list[Unsupported]:
+def _unknown(roots: Sequence[Node], machines: str) -> list[Unsupported]:
     found: list[Unsupported] = []
     for node in postorder(*roots):
         match node:
             case Cumsum():
-                found.append(Unsupported("`cumsum` is not supported on CPUs", node))
+                found.append(Unsupported(f"`cumsum` is not supported on {machines}", node))
             case Solve():
-                found.append(Unsupported("`solve` is not supported on CPUs", node))
+                found.append(Unsupported(f"`solve` is not supported on {machines}", node))
             case BranchOutput():
-                found.append(Unsupported("branches are not supported on CPUs", node))
+                found.append(Unsupported(f"branches are not supported on {machines}", node))
     return found

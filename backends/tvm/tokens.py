@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from typing import Protocol
+
 from tvm.tirx.script.builder import ir as T
 
 from attnc.backends.tvm.emit import Emitter, Scope, Tensor, width_of
@@ -10,11 +13,17 @@ from attnc.ir import build
 from attnc.ir.nodes import Node
 from attnc.ir.program import Program
 from attnc.plan import TokenMap
+from attnc.templates.tvm.memory import Scratch
 from attnc.templates.tvm.products import pieces
-from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.values import Value
 
 _B, _H, _G, _I, _J, _ROW = (build.index(name) for name in ("b", "h", "g", "i", "j", "row"))
+
+
+class Tasks(Protocol):
+    """What runs a loop in parallel: threads of a CPU, or of a GPU."""
+
+    def dealt(self, count: Value) -> AbstractContextManager[tuple[Value, Scratch]]: ...
 
 
 def map_tokens(token: TokenMap, program: Program, emitter: Emitter, tasks: Tasks, seen: Tensor | None = None) -> None:

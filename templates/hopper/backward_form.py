@@ -12,6 +12,9 @@ OUTER_BLOCK = gl.constexpr(128)
 class Form:
     """What a walk is compiled for.
 
+    ``GROUPED`` sums over the query heads that share an outer tile, which is loaded for each of them if it is
+    ``OUTER_PER_MEMBER``. ``CACHED`` inner tokens of all heads that run together fit the cache of the device.
+
     ``OUTER_CHUNKS`` and ``INNER_CHUNKS`` are ``(tensor, lo, valid, padded)``; those inner chunks come first that early
     dot products use, ``EARLY_CHUNKS`` of them. ``HELD`` says of each inner chunk whether late sums use it. ``DOTS`` are
     ``(outer chunk, inner chunk, is first, is last)``, ``EARLY_DOTS`` of them early. ``LINE_COUNT`` numbers are read an
@@ -27,6 +30,9 @@ class Form:
     """
 
     OVER_ROWS: gl.constexpr
+    GROUPED: gl.constexpr
+    OUTER_PER_MEMBER: gl.constexpr
+    CACHED: gl.constexpr
     INNER_BLOCK: gl.constexpr
     STAGES: gl.constexpr
     EAGER: gl.constexpr
@@ -62,11 +68,15 @@ class Form:
 
     @constexpr_function
     def __init__(
-        self, OVER_ROWS, INNER_BLOCK, STAGES, EAGER, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, OUTER_HEADS, INNER_HEADS,
-        OUTER_CHUNKS, INNER_CHUNKS, HELD, DOTS, EARLY_DOTS, EARLY_CHUNKS, LINE_COUNT, WEIGHTS, VANISHES, HIDE, SUMS,
-        EARLY_SUMS, NUMBERS, OUTPUTS, CROSS, GROUP, RANGES, ROWS, LINES, VISIBLE, EARLY, LATE,
+        self, OVER_ROWS, GROUPED, OUTER_PER_MEMBER, CACHED, INNER_BLOCK, STAGES, EAGER, LISTED, LISTS_PER_BATCH,
+        LISTS_PER_HEAD, OUTER_HEADS, INNER_HEADS, OUTER_CHUNKS, INNER_CHUNKS, HELD, DOTS, EARLY_DOTS, EARLY_CHUNKS,
+        LINE_COUNT, WEIGHTS, VANISHES, HIDE, SUMS, EARLY_SUMS, NUMBERS, OUTPUTS, CROSS, GROUP, RANGES, ROWS, LINES,
+        VISIBLE, EARLY, LATE,
     ):  # fmt: skip
         self.OVER_ROWS = gl.constexpr(OVER_ROWS)
+        self.GROUPED = gl.constexpr(GROUPED)
+        self.OUTER_PER_MEMBER = gl.constexpr(OUTER_PER_MEMBER)
+        self.CACHED = gl.constexpr(CACHED)
         self.INNER_BLOCK = gl.constexpr(INNER_BLOCK)
         self.STAGES = gl.constexpr(STAGES)
         self.EAGER = gl.constexpr(EAGER)

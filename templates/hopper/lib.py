@@ -91,15 +91,64 @@ def inverse(x):
 
 
 @triton.jit
-def sigmoid(x):
-    """``1 / (1 + exp(-x))``; relative error 2**-16, at least 2**-126.
+def sigmoid2(x):
+    """``1 / (1 + 2 ** x)``; relative error 2**-21, at least 2**-63.
 
-    The inverse is Newton's method twice from a guess by the bits: the unit for exponentials is what is scarce.
+    One inverse serves two numbers, since the unit for exponentials and inverses is what is scarce:
+    ``1 / a = b / (a b)``, where neither is above 2**63 and so the product is finite.
     """
-    y = 1.0 + tl.exp2(tl.minimum(x * -LOG2E, 126.0))
-    guess = (0x7EF311C7 - y.to(tl.int32, bitcast=True)).to(tl.float32, bitcast=True)
-    guess = guess * (2.0 - y * guess)
-    return guess * (2.0 - y * guess)
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 a, b, c;
+        min.f32 a, $2, 0f427C0000;
+        min.f32 b, $3, 0f427C0000;
+        ex2.approx.ftz.f32 a, a;
+        ex2.approx.ftz.f32 b, b;
+        add.f32 a, a, 0f3F800000;
+        add.f32 b, b, 0f3F800000;
+        mul.f32 c, a, b;
+        rcp.approx.ftz.f32 c, c;
+        mul.f32 $0, c, b;
+        mul.f32 $1, c, a;
+        }""",
+        "=&f,=&f,f,f", [x], dtype=tl.float32, is_pure=True, pack=2,
+    )  # fmt: skip
+
+
+@triton.jit
+def with_sign(size, x):
+    """``size * sign(x)``: the sign is a bit, and 0 has none."""
+    signed = tl.inline_asm_elementwise(
+        "lop3.b32 $0, $1, $2, 0x80000000, 0x78;", "=r,r,r", [size, x], dtype=tl.float32, is_pure=True, pack=1
+    )
+    return tl.where(x == 0.0, 0.0, signed)
+
+
+@triton.jit
+def sigmoid(x):
+    """``1 / (1 + exp(-x))``."""
+    return sigmoid2(x * -LOG2E)
+
+
+@triton.jit
+def minus_keys(x, j, MASKED: tl.constexpr):
+    """``x - j`` as reals, of ints below 2**24: one subtraction a pair, where the keys of the tile all exist.
+
+    A thread has columns ``8 k + l`` of a tile, all ``k`` and two ``l``, so that ``k`` is a number in the machine code.
+    """
+    if MASKED:
+        far = (x - j).to(tl.float32)
+    else:
+        keys: tl.constexpr = j.shape[1]
+        raw = gl.arange(0, keys, gl.SliceLayout(0, j.type.layout))
+        first = (x - (j - gl.expand_dims(raw, 0))).to(tl.float32)
+        tile = tl.reshape(first, [first.shape[0], keys // 8, 8])
+        k = gl.arange(0, keys // 8, gl.SliceLayout(0, gl.SliceLayout(2, tile.type.layout))) * 8
+        lane = gl.arange(0, 8, gl.SliceLayout(0, gl.SliceLayout(1, tile.type.layout)))
+        tile = tile - gl.expand_dims(gl.expand_dims(lane, 0), 1).to(tl.float32)
+        tile = tile - gl.expand_dims(gl.expand_dims(k, 0), 2).to(tl.float32)
+        far = gl.convert_layout(tl.reshape(tile, first.shape), first.type.layout, assert_trivial=True)
+    return far
 
 
 @triton.jit

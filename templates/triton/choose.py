@@ -1,8 +1,8 @@
 """Choosing single keys: ranks of a stretch of rows, then the highest of each row, exactly.
 
-``rank`` writes, for ``rows`` query rows from ``first`` on, one int32 a pair whose order is that of the ranks, and the
-smallest int32 where a key is no candidate; ``select`` reads them. What a rank that is not finite means is settled
-here: infinities are the largest and the smallest number, what is not a number ranks last. Slots:
+``rank_keys`` writes, for ``rows`` query rows from ``first`` on, one int32 a pair whose order is that of the ranks, and
+the smallest int32 where a key is no candidate; ``select_keys`` reads them. What a rank that is not finite means is
+settled here: infinities are the largest and the smallest number, what is not a number ranks last. Slots:
 
 ``GROUP(b, h, env)``, ``RANGES(b, h, g, i_lo, i_hi, env)``, ``VISIBLE(inside, dots, rows, b, h, g, row, i, j, env)``
     as in ``stream``; without dots.
@@ -80,7 +80,7 @@ def bounds(spans, N):
 
 
 @triton.jit
-def rank(
+def rank_keys(
     scores,
     query,
     key,
@@ -113,7 +113,7 @@ def rank(
     The dimensions of ``query`` and ``key`` run over ``b h g n`` and the token, in this order numbered from 0. With
     ``MANY_KEYS`` keys differ along ``n``.
 
-    Tiles without a visible key are left as they are: ``select`` does not look there.
+    Tiles without a visible key are left as they are: ``select_keys`` does not look there.
     """
     key_tiles = tl.cdiv(N, INNER_BLOCK)
     row_tiles = tl.cdiv(rows, BLOCK)
@@ -168,7 +168,7 @@ def digits(line, lo, hi, prefix, SHIFT: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
-def select(
+def select_keys(
     scores,
     numbers,
     counts,

@@ -52,9 +52,15 @@ def inverse(x):
 
 
 @triton.jit
+def sigmoid2(x):
+    """``1 / (1 + 2 ** x)``: the power may overflow, the inverse is then 0."""
+    return inverse(1.0 + tl.exp2(x))
+
+
+@triton.jit
 def sigmoid(x):
-    """``1 / (1 + exp(-x))``: the exponential may overflow, the inverse is then 0."""
-    return inverse(1.0 + tl.exp2(x * -LOG2E))
+    """``1 / (1 + exp(-x))``."""
+    return sigmoid2(x * -LOG2E)
 
 
 @triton.jit
@@ -74,6 +80,18 @@ def tanh(x):
 def sign(x):
     """1, 0 or -1, in the type of ``x``."""
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)
+
+
+@triton.jit
+def with_sign(size, x):
+    """``size * sign(x)``."""
+    return size * sign(x)
+
+
+@triton.jit
+def minus_keys(x, j, MASKED: tl.constexpr):
+    """``x - j`` as reals, where ``x`` does not vary with the key; other families do it faster."""
+    return (x - j).to(tl.float32)
 
 
 @triton.jit

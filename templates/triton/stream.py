@@ -141,14 +141,59 @@ def visit(
     inside = (first + at < count)[None, :]
     if MASKED:
         at = tl.minimum(at, count - 1 - first)
+    state, sums = visit_tokens(
+        first, at, at, inside, (), outer, inners, rows, b, h, g, token, state, sums, env, M, N, MASKED, OVER_ROWS,
+        BLOCK, INNER_BLOCK, INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION, VISIBLE, STEP,
+    )  # fmt: skip
+    return state, sums
+
+
+@triton.jit
+def visit_tokens(
+    first,
+    at,
+    place,
+    inside,
+    held,
+    outer,
+    inners,
+    rows,
+    b,
+    h,
+    g,
+    token,
+    state,
+    sums,
+    env,
+    M,
+    N,
+    MASKED: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER_BLOCK: tl.constexpr,
+    INNER_CHUNKS: tl.constexpr,
+    VALUES: tl.constexpr,
+    DOTS: tl.constexpr,
+    SUMS: tl.constexpr,
+    INNER_HEADS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    STEP: tl.constexpr,
+):
+    """The same for the inner tokens ``first + at``, those of which count that are ``inside``; ``place`` is ``at`` in a
+    type that holds addresses. ``held`` are their chunks where they are loaded already.
+    """
     row, i, j = positions(token, (first + at)[None, :], M, N, OVER_ROWS)
-    loaded = load_chunks(inners, b, h, g, first, at, 0, VALUES, INNER_CHUNKS, INNER_HEADS)
+    loaded = held
+    if len(held) == 0:
+        loaded = load_chunks(inners, b, h, g, first, place, 0, VALUES, INNER_CHUNKS, INNER_HEADS)
     dots = multiply(outer, loaded, BLOCK, INNER_BLOCK, DOTS, PRECISION)
     visible = inside
     if MASKED:
         visible = VISIBLE(inside, dots, rows, b, h, g, row, i, j, env)
     state, factors, weights = STEP(dots, visible, rows, b, h, g, row, i, j, state, env, MASKED)
-    loaded = loaded + load_chunks(inners, b, h, g, first, at, VALUES, len(INNER_CHUNKS), INNER_CHUNKS, INNER_HEADS)
+    if len(held) == 0:
+        loaded += load_chunks(inners, b, h, g, first, place, VALUES, len(INNER_CHUNKS), INNER_CHUNKS, INNER_HEADS)
     new_sums = ()
     for s in tl.static_range(len(SUMS)):
         total = sums[s]
@@ -165,70 +210,22 @@ def visit(
 
 
 @triton.jit
-def stream(
-    outers,
-    inners,
-    outs,
-    row_outs,
-    lists,
-    env,
-    H,
-    M,
-    N,
-    OVER_ROWS: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INNER_BLOCK: tl.constexpr,
-    STAGES: tl.constexpr,
-    LISTED: tl.constexpr,
-    LISTS_PER_BATCH: tl.constexpr,
-    LISTS_PER_HEAD: tl.constexpr,
-    OUTER_HEADS: tl.constexpr,
-    INNER_HEADS: tl.constexpr,
-    OUTER_CHUNKS: tl.constexpr,
-    INNER_CHUNKS: tl.constexpr,
-    VALUES: tl.constexpr,
-    DOTS: tl.constexpr,
-    SUMS: tl.constexpr,
-    STARTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    RANGES: tl.constexpr,
-    ROWS: tl.constexpr,
-    VISIBLE: tl.constexpr,
+def visit_all(
+    outer_tile, outer, inners, rows, b, h, g, first, token, state, sums, lists, env, H, M, N,
+    OVER_ROWS: tl.constexpr, BLOCK: tl.constexpr, INNER_BLOCK: tl.constexpr, STAGES: tl.constexpr,
+    LISTED: tl.constexpr, LISTS_PER_BATCH: tl.constexpr, LISTS_PER_HEAD: tl.constexpr,
+    INNER_HEADS: tl.constexpr, INNER_CHUNKS: tl.constexpr, VALUES: tl.constexpr,
+    DOTS: tl.constexpr, SUMS: tl.constexpr, PRECISION: tl.constexpr, RANGES: tl.constexpr, VISIBLE: tl.constexpr,
     STEP: tl.constexpr,
-    FINISH: tl.constexpr,
-    FINISH_ROWS: tl.constexpr,
-):
-    """Grid: a program for each outer tile, query head and batch row. ``inners[:VALUES]`` feed the dot products."""
+):  # fmt: skip
+    """The state and the sums after all inner tiles of one query head."""
     outer_count = N if OVER_ROWS else M
     inner_count = M if OVER_ROWS else N
     inner_origin = N - M if OVER_ROWS else 0
     outer_origin = 0 if OVER_ROWS else N - M
-    tiles = tl.cdiv(outer_count, BLOCK)
-    program = tl.program_id(0)
-    outer_tile = program % tiles
-    if not OVER_ROWS:
-        outer_tile = tiles - 1 - outer_tile
-    h = program // tiles % H
-    b = program // tiles // H
-    g = GROUP(b, h, env)
-    first = outer_tile * BLOCK
-    at = tl.minimum(tl.arange(0, BLOCK), outer_count - 1 - first)
-    token = (first + at)[:, None]
-    row, i, j = positions(token, token, M, N, OVER_ROWS)
-    rows = ROWS(b, h, g, row, i, j, env)
-
-    outer = load_chunks(outers, b, h, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS)
-    state = ()
-    for s in tl.static_range(len(STARTS)):
-        state = state + (tl.full([BLOCK], STARTS[s], tl.float32),)
-    sums = ()
-    for s in tl.static_range(len(SUMS)):
-        sums = sums + (tl.full([BLOCK, INNER_CHUNKS[SUMS[s][0]][3]], 0.0, tl.float32),)
-
     if LISTED:
         full_list, masked_list, counts = lists
+        tiles = tl.cdiv(outer_count, BLOCK)
         line = outer_tile
         if LISTS_PER_BATCH and LISTS_PER_HEAD:
             line += (b * H + h) * tiles
@@ -265,12 +262,100 @@ def stream(
             tile, outer, inners, rows, b, h, g, token, state, sums, env, M, N, True, OVER_ROWS, BLOCK, INNER_BLOCK,
             INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION, VISIBLE, STEP,
         )  # fmt: skip
+    return state, sums
+
+
+@triton.jit
+def stream(
+    outers,
+    inners,
+    outs,
+    row_outs,
+    lists,
+    env,
+    HEADS,
+    H,
+    M,
+    N,
+    GROUPED: tl.constexpr,
+    OUTER_PER_MEMBER: tl.constexpr,
+    OVER_ROWS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    INNER_BLOCK: tl.constexpr,
+    STAGES: tl.constexpr,
+    LISTED: tl.constexpr,
+    LISTS_PER_BATCH: tl.constexpr,
+    LISTS_PER_HEAD: tl.constexpr,
+    OUTER_HEADS: tl.constexpr,
+    INNER_HEADS: tl.constexpr,
+    OUTER_CHUNKS: tl.constexpr,
+    INNER_CHUNKS: tl.constexpr,
+    VALUES: tl.constexpr,
+    DOTS: tl.constexpr,
+    SUMS: tl.constexpr,
+    STARTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr,
+    RANGES: tl.constexpr,
+    ROWS: tl.constexpr,
+    VISIBLE: tl.constexpr,
+    STEP: tl.constexpr,
+    FINISH: tl.constexpr,
+    FINISH_ROWS: tl.constexpr,
+):
+    """Grid: a program for each outer tile, head and batch row. ``inners[:VALUES]`` feed the dot products.
+
+    There are ``HEADS`` heads: those of the queries, or, where the sums are ``GROUPED``, sets of as many neighbours.
+    """
+    outer_count = N if OVER_ROWS else M
+    tiles = tl.cdiv(outer_count, BLOCK)
+    program = tl.program_id(0)
+    outer_tile = program % tiles
+    if not OVER_ROWS:
+        outer_tile = tiles - 1 - outer_tile
+    head = program // tiles % HEADS
+    b = program // tiles // HEADS
+    h = head
+    if GROUPED:
+        h = head * (H // HEADS)
+    g = GROUP(b, h, env)
+    first = outer_tile * BLOCK
+    at = tl.minimum(tl.arange(0, BLOCK), outer_count - 1 - first)
+    token = (first + at)[:, None]
+    row, i, j = positions(token, token, M, N, OVER_ROWS)
+    rows = ROWS(b, h, g, row, i, j, env)
+    state = ()
+    for s in tl.static_range(len(STARTS)):
+        state = state + (tl.full([BLOCK], STARTS[s], tl.float32),)
+    sums = ()
+    for s in tl.static_range(len(SUMS)):
+        sums = sums + (tl.full([BLOCK, INNER_CHUNKS[SUMS[s][0]][3]], 0.0, tl.float32),)
+    outer = load_chunks(outers, b, h, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS)
+    if GROUPED:
+        for member in range(H // HEADS):
+            rows = ROWS(b, h + member, g, row, i, j, env)
+            if OUTER_PER_MEMBER:
+                outer = load_chunks(
+                    outers, b, h + member, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS
+                )  # fmt: skip
+            state, sums = visit_all(
+                outer_tile, outer, inners, rows, b, h + member, g, first, token, state, sums, lists, env, H, M, N,
+                OVER_ROWS, BLOCK, INNER_BLOCK, STAGES, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, INNER_HEADS,
+                INNER_CHUNKS, VALUES, DOTS, SUMS, PRECISION, RANGES, VISIBLE, STEP,
+            )  # fmt: skip
+    else:
+        state, sums = visit_all(
+            outer_tile, outer, inners, rows, b, h, g, first, token, state, sums, lists, env, H, M, N, OVER_ROWS, BLOCK,
+            INNER_BLOCK, STAGES, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, INNER_HEADS, INNER_CHUNKS, VALUES, DOTS, SUMS,
+            PRECISION, RANGES, VISIBLE, STEP,
+        )  # fmt: skip
 
     at = tl.arange(0, BLOCK)
     exists = first + at < outer_count
     numbers = FINISH_ROWS(state, rows, b, h, g, row, i, env)
     for r in tl.static_range(len(row_outs)):
-        line = row_outs[r] + (b.to(tl.int64) * H + h) * outer_count + first + at
+        line = row_outs[r] + (b.to(tl.int64) * HEADS + head) * outer_count + first + at
         tl.store(line[:, None], numbers[r], mask=exists[:, None])
     for c in tl.static_range(len(OUTPUTS)):
         lane = tl.arange(0, OUTPUTS[c][2])
@@ -280,7 +365,9 @@ def stream(
         vectors = FINISH(parts, state, rows, b, h, g, row, i, (OUTPUTS[c][0] + lane)[None, :], env, c)
         for o in tl.static_range(tl.constexpr(OUTPUTS[c][7])):
             pointer, stride_b, stride_h, stride_token = outs[OUTPUTS[c][6] + o]
-            base = pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h + first.to(tl.int64) * stride_token
+            base = (
+                pointer + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h + first.to(tl.int64) * stride_token
+            )
             address = base + at[:, None] * stride_token + (OUTPUTS[c][0] + lane)[None, :]
             kept = exists[:, None] & (lane < OUTPUTS[c][1])[None, :]
             tl.store(address, vectors[o].to(pointer.dtype.element_ty), mask=kept)

@@ -70,6 +70,8 @@ def stream_crossed(shape: Shape, slots: Slots, sizes: Sizes, tasks: Tasks, cross
 class _Crossing(ManyRows):
     """The code for one tile of keys."""
 
+    reads_every_pair = True
+
     def run_with(self, crosses: Sequence[tuple[Cross, Source]]) -> None:
         self.crosses = crosses
         self.run()

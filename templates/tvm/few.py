@@ -53,8 +53,14 @@ class FewRows(Tile):
     def _reads_once(self) -> Value:
         return self.count <= 1
 
-    def _unmasked(self, full: Value, count: Value) -> Value:
-        return (full & (count % self.shape.lanes).equals(0)).keep()
+    def _compute(self, number: int, walk: Walk, j_lo: Value, count: Value, full: Value) -> None:
+        self._products(number, walk, j_lo, count)
+        with T.If((full & (count % self.shape.lanes).equals(0)).expr):
+            with T.Then():
+                self._weigh(number, walk, j_lo, count, masked=False)
+            with T.Else():
+                self._weigh(number, walk, j_lo, count, masked=True)
+        self._sums(number, walk, j_lo, count)
 
     def _weigh(self, number: int, walk: Walk, j_lo: Value, count: Value, *, masked: bool) -> None:
         with T.serial(self.count.expr) as at:

@@ -17,8 +17,6 @@ KEYS = 4
 """Keys whose products are formed side by side."""
 AHEAD = 32
 """Keys between the one at work and the one whose memory is asked for: a processor by itself looks ahead but a page."""
-LINE = 32
-"""Elements between two places that are asked for: a line of the cache, of 16-bit numbers."""
 VECTORS = 8
 """Vectors of a sum held in registers at once."""
 
@@ -33,8 +31,7 @@ def few_products(
         found = [(memory, offset.keep()) for memory, offset in found]
         for k in range(KEYS):
             memory, offset = source(first + k + AHEAD)
-            for start in range(0, width, LINE):
-                memory.prefetch(offset + start)
+            memory.prefetch(offset, width)
         totals: list[dict[int, Value]] = [{} for _ in found]
         for start, lanes in pieces(width, shape.lanes):
             query = queries.load(row * width + start, lanes).keep()
@@ -73,8 +70,7 @@ def few_accumulate(
                 memory, offset = source(n)
                 offset = offset.keep()
                 ahead, far = source(n + AHEAD)
-                for start in range(0, width, LINE):
-                    ahead.prefetch(far + start)
+                ahead.prefetch(far, width)
                 weight = weights.load(row * pitch + n).keep()
                 for total, (start, lanes) in zip(sums, part, strict=True):
                     total[0] = fma(memory.load(offset + start, lanes), weight, total[0])

@@ -6,12 +6,25 @@ more than speed.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
 from attnc.templates.tvm.lanes import library
-from attnc.templates.tvm.processor import features, fma, intrinsic, scale_by_powers
+from attnc.templates.tvm.processor import device_function, features, fma, intrinsic, quotient, scale_by_powers
 from attnc.templates.tvm.values import Value, constant, maximum, minimum, select
+
+
+def own_on_gpus(portable: Callable[[Value], Value]) -> Callable[[Value], Value]:
+    """On a GPU ``attnc_NAME`` of its library takes the place of a function of ``float32``."""
+
+    @functools.wraps(portable)
+    def function(x: Value) -> Value:
+        if "cuda" in features.get() and x.type == "float32":
+            return device_function(f"attnc_{portable.__name__}", x)
+        return portable(x)
+
+    return function
 
 
 def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
@@ -22,6 +35,7 @@ def polynomial(x: Value, coefficients: Sequence[float]) -> Value:
     return result
 
 
+@own_on_gpus
 def exp(x: Value) -> Value:
     """``e**x``, to 1 ulp; results below the smallest normal number are 0 in threads that flush subnormals.
 
@@ -30,8 +44,23 @@ def exp(x: Value) -> Value:
     """
     if x.type == "float64":
         return intrinsic("llvm.exp", x)
-    scales = "avx512f" in features.get() and x.lanes == 16
+    scales = _scales(x)
     x = minimum(maximum(x, -104.0), 89.0).keep() if scales else x.keep()
+    n, shifted, p = _expm1_of_rest(x)
+    p = p + 1.0
+    if scales:
+        return scale_by_powers(p, n)
+    scaled = (p.bits("int32") + (shifted.bits("int32") << 23)).bits("float32")
+    return select(x < -87.33654, constant(0.0, "float32"), select(x <= 88.72283, scaled, x * math.inf))
+
+
+def _scales(x: Value) -> bool:
+    """Whether one instruction multiplies by powers of two."""
+    return "avx512f" in features.get() and x.lanes % 16 == 0
+
+
+def _expm1_of_rest(x: Value) -> tuple[Value, Value, Value]:
+    """``n`` of ``x = n ln 2 + r``, also in the last bits of a number, and ``e**r - 1``."""
     shifted = fma(x, 1.44269504088896341, 12582912.0).keep()
     n = (shifted - 12582912.0).keep()
     r = fma(n, -0.693359375, x)
@@ -40,11 +69,7 @@ def exp(x: Value) -> Value:
         r,
         (1.38145394e-3, 8.36874545e-3, 4.16683890e-2, 1.66665211e-1, 4.99999940e-1),
     )
-    p = fma(p, r * r, r) + 1.0
-    if scales:
-        return scale_by_powers(p, n)
-    scaled = (p.bits("int32") + (shifted.bits("int32") << 23)).bits("float32")
-    return select(x < -87.33654, constant(0.0, "float32"), select(x <= 88.72283, scaled, x * math.inf))
+    return n, shifted, fma(p, r * r, r)
 
 
 def log(x: Value) -> Value:
@@ -91,25 +116,26 @@ def rsqrt(x: Value) -> Value:
     return 1.0 / sqrt(x)
 
 
+@own_on_gpus
 def sigmoid(x: Value) -> Value:
     """``1 / (1 + e**-x)``, to 2 ulp."""
     return 1.0 / (1.0 + exp(-x))
 
 
+@own_on_gpus
 def tanh(x: Value) -> Value:
-    """Hyperbolic tangent, to 2 ulp: Cephes' ``tanhf``."""
+    """Hyperbolic tangent, to 3 ulp: ``e / (e + 2)`` with ``e = exp(2 x) - 1``, small arguments losing nothing."""
     if x.type == "float64":
         return intrinsic("llvm.tanh", x)
-    x = x.keep()
-    size = intrinsic("llvm.fabs", x).keep()
-    square = (x * x).keep()
-    p = polynomial(
-        square,
-        (-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1, -3.33332819422e-1),
+    x = minimum(maximum(x, -9.1), 9.1).keep()  # beyond, it is 1 to the last place
+    n, shifted, p = _expm1_of_rest((x + x).keep())
+    p = p.keep()
+    one = constant(1.0, "float32").spread(x.lanes)
+    power = (
+        scale_by_powers(one, n) if _scales(x) else (one.bits("int32") + (shifted.bits("int32") << 23)).bits("float32")
     )
-    near = fma(p * square, x, x)
-    far = 1.0 - 2.0 / (exp(size + size) + 1.0)
-    return select(size < 0.625, near, intrinsic("llvm.copysign", far, x))
+    power = power.keep()
+    return quotient(fma(power, p, power - 1.0).keep(), fma(power, p, power + 1.0).keep())
 
 
 def erf(x: Value) -> Value:

@@ -9,7 +9,7 @@ from tvm import tirx
 from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.processor import intrinsic
-from attnc.templates.tvm.values import Value, constant, maximum
+from attnc.templates.tvm.values import Value, constant, maximum, minimum
 
 
 def join(parts: Sequence[Value]) -> Value:
@@ -51,6 +51,11 @@ def sum_of_lanes(x: Value) -> Value:
 def max_of_lanes(x: Value) -> Value:
     """The largest lane."""
     return _fold_lanes(x, maximum)
+
+
+def min_of_lanes(x: Value) -> Value:
+    """The smallest lane."""
+    return _fold_lanes(x, minimum)
 
 
 def _fold_lanes(x: Value, combine: Any) -> Value:

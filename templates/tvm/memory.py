@@ -15,7 +15,9 @@ from attnc.templates.tvm.lanes import lanes_of
 from attnc.templates.tvm.processor import features, prefetch, raw_intrinsic
 from attnc.templates.tvm.values import Number, Value, constant, ramp
 
-BYTES = {"int32": 4, "float32": 4, "int64": 8, "float64": 8}
+BYTES = {"int8": 1, "uint16": 2, "float16": 2, "int32": 4, "float32": 4, "int64": 8, "float64": 8}
+LINE = 64
+"""Bytes of a line of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,23 +32,25 @@ class Memory:
         index = at if isinstance(at, Value) else constant(at, "int32")
         if index.lanes == 1:
             index = ramp(lanes, index, step)
-        elif self.type == "float32" and index.lanes == 16 and "avx512f" in features.get():
+        elif self.type == "float32" and index.lanes % 16 == 0 and "avx512f" in features.get():
             return self._gather(index.to("int64").keep())
         return Value(tirx.BufferLoad(self.buffer, [index.expr]), self.type, index.lanes)
 
     def _gather(self, index: Value) -> Value:
-        """The elements at 16 places, by the processor's instruction; LLVM would load them one by one."""
+        """The elements at so many places, by the processor's instruction; LLVM would load them one by one."""
         halves = []
-        for first in (0, 8):
+        for first in range(0, index.lanes, 8):
             nothing, every = constant(0.0, "float32").spread(8).expr, constant(True, "bool").spread(8).expr
             places, scale = lanes_of(index, range(first, first + 8)).expr, tirx.const(4, "int32")
             arguments = (nothing, self.buffer.data, places, every, scale)
             halves.append(raw_intrinsic("llvm.x86.avx512.mask.gather.qps.512", "float32", 8, *arguments).expr)
-        return Value(tirx.Shuffle(halves, [tirx.const(k, "int32") for k in range(16)]), "float32", 16)
+        every = [tirx.const(k, "int32") for k in range(index.lanes)]
+        return Value(tirx.Shuffle(halves, every), "float32", index.lanes)
 
-    def prefetch(self, at: Value) -> None:
-        """Ask for the cache line of an element, which may be none of this memory's."""
-        prefetch(T.address_of(self.load(at).expr))
+    def prefetch(self, at: Value, width: int) -> None:
+        """Ask for the cache lines of ``width`` elements, which may be none of this memory's."""
+        for start in range(0, width, LINE // BYTES[self.type]):
+            prefetch(T.address_of(self.load(at + start).expr))
 
     def store(self, at: Number, value: Value, step: int = 1) -> None:
         """Write the lanes of ``value`` from ``at`` on, ``step`` apart."""

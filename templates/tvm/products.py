@@ -7,8 +7,9 @@ is packed or transposed, and the reductions over the keys run down the registers
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from tvm.tirx.script.builder import ir as T
@@ -23,7 +24,7 @@ class Readable(Protocol):
 
     def load(self, at: Value, lanes: int = 1) -> Value: ...
 
-    def prefetch(self, at: Value) -> None: ...
+    def prefetch(self, at: Value, width: int) -> None: ...
 
 
 Source: TypeAlias = Callable[[Value], tuple[Readable, Value]]
@@ -55,17 +56,27 @@ class Shape:
         """Rows of a tile."""
         return self.groups * self.vectors * self.lanes
 
+    def at(self, group: Value) -> Rows:
+        """The rows of a group."""
+        return Rows((group * (self.vectors * self.lanes)).keep(), self.vectors, self.lanes)
+
+    @property
+    def narrow(self) -> Shape:
+        """The same tile cut into groups of two vectors; a single one would need a load for each multiply-add."""
+        vectors = 2 if self.vectors % 2 == 0 else self.vectors
+        return replace(self, vectors=vectors, groups=self.groups * self.vectors // vectors)
+
 
 def index(loop_variable: object) -> Value:
     """The variable of a loop as a value."""
     return Value(loop_variable, "int32")
 
 
-def products(shape: Shape, out: Memory, queries: Memory, source: Source, width: int, count: Value, at: Rows) -> None:
-    """``out[n, r] = sum_d source(n)[d] * queries[d, r]`` for ``n < count``; rows past ``count`` repeat the last."""
-    with T.serial(((count + (shape.block - 1)) // shape.block).expr) as block:
-        first = (index(block) * shape.block).keep()
-        found = [source(minimum(first + k, count - 1)) for k in range(shape.block)]
+def products(shape: Shape, out: Memory, queries: Memory, source: Source, width: int, keys: Keys, at: Rows) -> None:
+    """``out[n, r] = sum_d source(n)[d] * queries[d, r]`` for the ``keys``; rows past them repeat the last."""
+    with T.serial(((keys.count + (shape.block - 1)) // shape.block).expr) as block:
+        first = (keys.first + index(block) * shape.block).keep()
+        found = [source(minimum(first + k, keys.first + keys.count - 1)) for k in range(shape.block)]
         found = [(memory, offset.keep()) for memory, offset in found]
         sums = Registers(shape.block * at.vectors, shape.type, shape.lanes, constant(0.0, shape.type))
 
@@ -83,9 +94,9 @@ def products(shape: Shape, out: Memory, queries: Memory, source: Source, width: 
 
 
 def accumulate(
-    shape: Shape, out: Memory, weights: Memory, source: Source, width: int, count: Value, at: Rows, scale: Memory | None
+    shape: Shape, out: Memory, weights: Memory, source: Source, width: int, keys: Keys, at: Rows, scale: Memory | None
 ) -> None:
-    """``out[e, r] = out[e, r] * scale[r] + sum_{n < count} source(n)[e] * weights[n, r]``."""
+    """``out[e, r] = out[e, r] * scale[r] + sum_n source(n)[e] * weights[n, r]`` over the ``keys`` ``n``."""
 
     def part(first: Value, block: int) -> None:
         sums = Registers(block * at.vectors, shape.type, shape.lanes)
@@ -94,8 +105,7 @@ def accumulate(
             for e in range(block):
                 old = out.load((first + e) * shape.rows + at.first + v * shape.lanes, shape.lanes)
                 sums[e * at.vectors + v] = old * factor if factor else old
-        with T.serial(count.expr) as key:
-            n = index(key)
+        with keys.each() as n:
             memory, offset = source(n)
             offset = (offset + first.to("int64")).keep()
             rows = [weights.load(n * shape.rows + at.first + v * shape.lanes, shape.lanes).keep() for v in at.all]
@@ -117,14 +127,39 @@ def accumulate(
 
 @dataclass(frozen=True, slots=True)
 class Rows:
-    """The row vectors at work: ``vectors`` of them from row ``first`` of the tile on."""
+    """The rows at work: ``vectors`` times ``lanes`` of them from row ``first`` of the tile on."""
 
     first: Value
     vectors: int
+    lanes: int
 
     @property
     def all(self) -> range:
         return range(self.vectors)
+
+    def place(self, vector: int) -> Value:
+        """The first row of a vector."""
+        return self.first + vector * self.lanes
+
+    def joined(self, count: int) -> Rows:
+        """The same rows as vectors of up to ``count`` times the lanes."""
+        while self.vectors % count:
+            count -= 1
+        return Rows(self.first, self.vectors // count, self.lanes * count)
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys at work: ``count`` of them from key ``first`` of the tile on."""
+
+    first: Value
+    count: Value
+
+    @contextmanager
+    def each(self) -> Iterator[Value]:
+        """A loop over their numbers in the tile."""
+        with T.serial(self.count.expr) as number:
+            yield (self.first + index(number)).keep()
 
 
 def unrolled(count: int, step: Callable[[Value], None], by: int = 4) -> None:

@@ -12,7 +12,7 @@ from tvm.tirx.script.builder import ir as T
 
 from attnc.templates.tvm.many import ManyRows
 from attnc.templates.tvm.memory import Memory, Scratch
-from attnc.templates.tvm.products import Rows, Shape, index
+from attnc.templates.tvm.products import Keys, Rows, Shape, index
 from attnc.templates.tvm.tasks import Tasks
 from attnc.templates.tvm.values import Value, constant, minimum, ramp, select
 from attnc.templates.tvm.walk import Sizes, Slots, Walk
@@ -61,6 +61,8 @@ def scatter(shape: Shape, slots: Slots, sizes: Sizes, target: Memory, tasks: Tas
 class _Scattering(ManyRows):
     """The code for one tile of rows."""
 
+    joint = 1
+
     def run_into(self, target: Memory) -> None:
         self.target = target
         self.places = self.take(self.shape.lanes, "int64", "places")
@@ -70,11 +72,10 @@ class _Scattering(ManyRows):
     def finish(self) -> None:
         """Nothing is written a row."""
 
-    def _total(self, number: int, walk: Walk, j_lo: Value, count: Value, at: Rows, *, masked: bool) -> None:
+    def _total(self, number: int, walk: Walk, j_lo: Value, keys: Keys, at: Rows, *, masked: bool) -> None:
         shape = self.shape
         slots = self._row_slots(number, at, {})
-        with T.serial(count.expr) as key:
-            n = index(key)
+        with keys.each() as n:
             here: Any = self.task.at_key(number, (j_lo + n).keep())
             for v in at.all:
                 first = (at.first + v * shape.lanes).keep()

@@ -11,7 +11,8 @@ from attnc.templates.tvm.lanes import any_lane, every_lane
 from attnc.templates.tvm.memory import Memory, Registers, Scratch
 from attnc.templates.tvm.pairs import pair_accumulate, pair_products
 from attnc.templates.tvm.products import Rows, Shape, Source, index, widen
-from attnc.templates.tvm.values import Value, constant, maximum, minimum, ramp, select
+from attnc.templates.tvm.values import Value, constant, minimum, ramp
+from attnc.templates.tvm.visible import bounds_of, cuts_of, known_of
 from attnc.templates.tvm.walk import Product, RowSlots, Sizes, Slots, Sum, TaskSlots, Walk
 
 Elements = Callable[[Value, int, int], Value]
@@ -66,12 +67,12 @@ class Tile(ABC):
         """Query vectors to memory, as :meth:`_multiply` wants them."""
 
     @abstractmethod
-    def _multiply(self, plane: Memory, queries: Memory, source: Source, width: int, count: Value) -> None:
-        """A plane of dot products."""
+    def _compute(self, number: int, walk: Walk, j_lo: Value, count: Value, full: Value) -> None:
+        """A tile of keys: :meth:`_products`, from them weights, and :meth:`_sums`; ``full``: the mask hides nothing."""
 
     @abstractmethod
-    def _weigh(self, number: int, walk: Walk, j_lo: Value, count: Value, *, masked: bool) -> None:
-        """From products to weights: grow the maxima, rescale, and add up the sums."""
+    def _multiply(self, plane: Memory, queries: Memory, source: Source, width: int, count: Value) -> None:
+        """A plane of dot products."""
 
     @abstractmethod
     def _accumulate(
@@ -86,10 +87,6 @@ class Tile(ABC):
     def _reads_once(self) -> Value | None:
         """Whether each key is read but once, if that can be."""
         return None
-
-    def _unmasked(self, full: Value, count: Value) -> Value | None:
-        """When the mask need not be asked; ``None``: always."""
-        return full if self.slots.masked else None
 
     def run(self) -> None:
         self.begin()
@@ -161,63 +158,49 @@ class Tile(ABC):
                 self._fill(self.queries[number][p], read, product.width)
 
     def _group(self, at: object) -> Rows:
-        return Rows((index(at) * (self.vectors * self.shape.lanes)).keep(), self.vectors)
+        lanes = self.shape.lanes
+        return Rows((index(at) * (self.vectors * lanes)).keep(), self.vectors, lanes)
 
     def _walk(self, number: int, walk: Walk) -> None:
-        shape, sizes = self.shape, self.sizes
-        i_lo = (self.row + self.offset).keep()
-        i_hi = (i_lo + self.count - 1).keep()
-        bounds = [
-            tuple(x.keep() for x in (maximum(lo, 0), minimum(hi, sizes.N), full_lo, full_hi))
-            for lo, hi, full_lo, full_hi in self.task.ranges(i_lo, i_hi)
-        ]
-        if len(bounds) == 1:
-            start, end = bounds[0][:2]
-        else:
-            start, end = sizes.N, constant(0, "int32")
-            for lo, hi, _, _ in bounds:
-                start = select(lo < hi, minimum(start, lo), start).keep()
-                end = select(lo < hi, maximum(end, hi), end).keep()
-        tiles = ((maximum(end - start, 0) + (shape.keys - 1)) // shape.keys).keep()
+        i_lo, i_hi = self._positions(constant(0, "int32"), self.count)
+        bounds = bounds_of(self.task, self.sizes, i_lo, i_hi)
+        cuts = cuts_of(bounds, self.sizes, self.shape.keys, self.shape.block)
+        first, last = constant(0, "int32"), cuts.count
         if self.share is not None:
             part, parts = self.share
-            skipped = (tiles * part // parts).keep()
-            tiles = (tiles * (part + 1) // parts - skipped).keep()
-            start = (start + skipped * shape.keys).keep()
-        with T.serial(tiles.expr) as at:
-            j_lo = (start + index(at) * shape.keys).keep()
-            count = minimum(end - j_lo, shape.keys).keep()
-            j_hi = (j_lo + count - 1).keep()
-            wanted = None if len(bounds) == 1 else constant(False, "bool")
-            full = constant(not self.slots.masked, "bool")
+            first, last = (cuts.count * part // parts).keep(), (cuts.count * (part + 1) // parts).keep()
+        with T.serial((last - first).expr) as at:
+            j_lo, count = cuts.tile(first + index(at))
+            wanted, full = None, constant(True, "bool")
             if self.slots.masked:
-                for lo, hi, full_lo, full_hi in bounds:
-                    if wanted is not None:
-                        wanted = wanted | ((j_lo < hi) & (j_hi >= lo))
-                    full = full | ((j_lo >= full_lo) & (j_hi < full_hi))
-                if (known := self.task.full(i_lo, i_hi, j_lo, j_hi)) is not None:
-                    full = full | known
-                if (known := self.task.empty(i_lo, i_hi, j_lo, j_hi)) is not None:
-                    wanted = ~known if wanted is None else wanted & ~known
+                wanted, full = known_of(self.task, bounds, i_lo, i_hi, j_lo, (j_lo + count - 1).keep())
             if wanted is None:
-                self._visit(number, walk, j_lo, count, full.keep())
+                self._visit(number, walk, j_lo, count, full)
             else:
                 with T.If(wanted.expr), T.Then():
-                    self._visit(number, walk, j_lo, count, full.keep())
+                    self._visit(number, walk, j_lo, count, full)
+
+    def _positions(self, first: Value, count: Value) -> tuple[Value, Value]:
+        """Of the first and the last of ``count`` rows of the tile, on the axis of the keys."""
+        lo = (self.row + self.offset + first).keep()
+        return lo, (lo + count - 1).keep()
 
     def _visit(self, number: int, walk: Walk, j_lo: Value, count: Value, full: Value) -> None:
         if not (self.slots.masked and self.slots.by_data):
             self._compute(number, walk, j_lo, count, full)
             return
         found = Memory(T.alloc_buffer((2,), "int32", scope="global"), "int32")
-        found.store(0, full.to("int32"))
-        found.store(1, full.to("int32"))
-        with T.If((~full).expr), T.Then():
-            self._look(number, found, j_lo, count)
+        with T.If(full.expr):
+            with T.Then():
+                for at in range(2):
+                    found.store(at, constant(1, "int32"))
+            with T.Else():
+                for at, known in enumerate(self._look(number, j_lo, count)):
+                    found.store(at, known.to("int32"))
         with T.If(found.load(0).differs(0).expr), T.Then():
             self._compute(number, walk, j_lo, count, found.load(1).differs(0).keep())
 
-    def _look(self, number: int, found: Memory, j_lo: Value, count: Value) -> None:
+    def _look(self, number: int, j_lo: Value, count: Value) -> tuple[Value, Value]:
         """Whether any pair of the tile is visible, and whether all are."""
         shape = self.shape
         some = Registers(1, "int32", shape.lanes, constant(0, "int32"))
@@ -230,16 +213,14 @@ class Tile(ABC):
                     visible = row.pair(here, [], kept=False).visible().to("int32").keep()
                     some[0] = some[0] | visible
                     every[0] = every[0] & visible
-        found.store(0, any_lane(some[0].differs(0)).to("int32"))
-        found.store(1, every_lane(every[0].differs(0)).to("int32"))
+        return any_lane(some[0].differs(0)), every_lane(every[0].differs(0))
 
     def _row_slots(self, number: int, at: Rows, state: dict[str, Memory]) -> list[RowSlots]:
-        shape = self.shape
         result = []
         for v in at.all:
-            first = (at.first + v * shape.lanes).keep()
-            row = minimum(ramp(shape.lanes, (self.row + first).keep()), (self.sizes.M - 1).spread(shape.lanes)).keep()
-            values = {name: memory.load(first, shape.lanes).keep() for name, memory in state.items()}
+            first = at.place(v).keep()
+            row = minimum(ramp(at.lanes, (self.row + first).keep()), (self.sizes.M - 1).spread(at.lanes)).keep()
+            values = {name: memory.load(first, at.lanes).keep() for name, memory in state.items()}
             result.append(self.task.rows(number, row, values))
         return result
 
@@ -248,18 +229,11 @@ class Tile(ABC):
         names = [name for walk in self.slots.walks[: number + 1] for name, _ in walk.maxima + walk.totals]
         return {name: self.state[name] for name in names}
 
-    def _compute(self, number: int, walk: Walk, j_lo: Value, count: Value, full: Value) -> None:
+    def _products(self, number: int, walk: Walk, j_lo: Value, count: Value) -> None:
         for p, product in enumerate(walk.products):
             self._product(number, p, product, j_lo, count)
-        unmasked = self._unmasked(full, count)
-        if unmasked is None:
-            self._weigh(number, walk, j_lo, count, masked=False)
-        else:
-            with T.If(unmasked.expr):
-                with T.Then():
-                    self._weigh(number, walk, j_lo, count, masked=False)
-                with T.Else():
-                    self._weigh(number, walk, j_lo, count, masked=True)
+
+    def _sums(self, number: int, walk: Walk, j_lo: Value, count: Value) -> None:
         for k, total in enumerate(walk.sums):
             self._sum(number, k, total, j_lo, count)
 
@@ -320,9 +294,10 @@ class Tile(ABC):
             return
 
         def copied() -> None:
-            copy = self.take(self.shape.keys * of.width, self.shape.type, "converted")
-            widen(self.shape, copy, elements, of.width, count)
-            use(lambda n: (copy, (n * of.width).to("int64")))
+            with self.scratch.shared():
+                copy = self.take(self.shape.keys * of.width, self.shape.type, "converted")
+                widen(self.shape, copy, elements, of.width, count)
+                use(lambda n: (copy, (n * of.width).to("int64")))
 
         once = self._reads_once() if of.placed else None
         if once is None:

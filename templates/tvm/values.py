@@ -6,6 +6,7 @@ repeats the scalar. Vectors are explicit in the TIR, so that LLVM maps each onto
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,6 +15,9 @@ from tvm.ir import TensorLoad
 from tvm.tirx.script.builder import ir as T
 
 Number: TypeAlias = "Value | int | float | bool"
+
+cells: ContextVar[str] = ContextVar("cells", default="global")
+"""Where numbers of one thread lie in code that is being made: ``global``, or ``local`` on a GPU."""
 
 FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -125,11 +129,12 @@ class Value:
         """Computed here, so that using it again does not compute it again.
 
         The value goes through a cell of memory, which LLVM dissolves: TVM's simplifier would otherwise substitute
-        names by what they stand for, again and again, in time exponential in the length of a chain of them.
+        names by what they stand for, again and again, in time exponential in the length of a chain of them. Code for
+        GPUs is not simplified: it has the name at once.
         """
         if isinstance(self.expr, tirx.Var | tirx.IntImm | tirx.FloatImm):
             return self
-        if isinstance(self.expr, TensorLoad):
+        if isinstance(self.expr, TensorLoad) or cells.get() == "local":
             return Value(T.Bind(self.expr), self.type, self.lanes)
         cell = tirx.decl_buffer((self.lanes,), self.type, scope="global")
         T.add_to_parent(tirx.AllocBuffer(cell))

@@ -26,7 +26,7 @@ class Walk:
     """Sums over the keys a row sees (``over="keys"``) or over the rows that see a key (``over="rows"``), per head.
 
     A walk over the keys writes ``[B, H, M]`` or ``[B, H, M, width]``, one over the rows ``[B, H, N]`` or
-    ``[B, H, N, width]``.
+    ``[B, H, N, width]``, or ``[B, G, N]`` and ``[B, G, N, width]`` where it sums over the query heads of a group too.
     """
 
     over: OneOf["keys", "rows"]
@@ -53,9 +53,10 @@ class Contribution:
     """A part of the gradient of q, k, v, an input or a parameter: ``result``, summed to where ``at`` was read.
 
     ``at`` is the token, part of a token, read or parameter that it belongs to. For ``level="query"`` and ``"key"``
-    the result is that of a token map, ``[B, H, M]`` or ``[B, H, N]`` (per query head, also for k and v), with a width
-    if the cotangent is a vector; a scalar stands for a vector of equal elements. For ``"pair"`` it is that of a
-    scatter: ``[B, H]`` and the dimensions of the input that are not read at ``b``, ``h`` or ``g``.
+    the result is that of a token map, ``[B, H, M]`` or ``[B, H, N]`` (per query head, also for k and v; ``[B, G, N]``
+    where the heads of a group are summed), with a width if the cotangent is a vector; a scalar stands for a vector of
+    equal elements. For ``"pair"`` it is that of a scatter: ``[B, H]`` and the dimensions of the input that are not
+    read at ``b``, ``h`` or ``g``.
     """
 
     name: str

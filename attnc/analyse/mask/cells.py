@@ -21,7 +21,7 @@ class Cells:
 
 def cells_of(mask: Node) -> Cells | None:
     """How data in ``mask`` varies along the keys; ``None`` if it does so key by key, or there is none."""
-    parts = _conjuncts(mask)
+    parts = conjuncts(mask)
     data = [part for part in parts if any(not _is_position(node) for node in postorder(part))]
     step = 0
     for part in data:
@@ -35,10 +35,11 @@ def cells_of(mask: Node) -> Cells | None:
     return Cells(_all(rest), _all(data), step)
 
 
-def _conjuncts(mask: Node) -> list[Node]:
+def conjuncts(mask: Node) -> list[Node]:
+    """The conditions that a mask is made of, all of which must hold."""
     match mask:
         case Apply(op="and", args=(a, b)):
-            return [*_conjuncts(a), *_conjuncts(b)]
+            return [*conjuncts(a), *conjuncts(b)]
         case _:
             return [mask]
 

@@ -22,8 +22,8 @@ FAMILY = "hopper_backward"
 Side: TypeAlias = Literal["query", "key"]
 OUTER_BLOCK = 128
 """Outer tokens of a program: two warpgroups of 64."""
-_HIDDEN_MOST = 160
-"""Bytes that a kernel may spill with ``hide``: more cost more than it gains."""
+_HIDDEN_MOST = 40
+"""How often a step may move registers with ``hide``: more cost more than it gains."""
 _RESERVED = 4096
 """Bytes of shared memory for barriers, for numbers of inner tokens and for reductions."""
 _BYTES = 2
@@ -58,8 +58,8 @@ class WalkConfig(Config):
 
 def fault_of(config: WalkConfig, report: Report) -> str | None:
     """What a report holds against a kernel with a configuration."""
-    if config.hide and report.spilled > _HIDDEN_MOST:
-        return f"spills {report.spilled} bytes of registers"
+    if config.hide and report.moved > _HIDDEN_MOST:
+        return f"moves registers to memory or back {report.moved} times a step"
     return fault_in(report, FAMILY, SHARED_MEMORY["sm_90"])
 
 

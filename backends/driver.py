@@ -6,14 +6,10 @@ import ctypes
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 import torch
-from torch import Tensor
 
 from attnc.backends.protocol import Target
-from attnc.backends.triton.descriptors import Descriptors
-from attnc.backends.triton.recipe import Box, Value
 
 _LIBRARIES = {
     "cuda": ("libcuda.so.1", "libcuda.so"),
@@ -23,10 +19,6 @@ _PREFIX = {"cuda": "cu", "hip": "hip"}
 _MAX_DYNAMIC_SHARED = 8
 _STATIC_SHARED = 48 * 1024
 
-_ZERO = ctypes.c_int64(0)
-
-CValue: TypeAlias = ctypes.c_void_p | ctypes.c_int32 | ctypes.c_int64 | ctypes.c_float
-
 
 class DriverError(RuntimeError):
     """The driver is missing, or refused something."""
@@ -34,13 +26,15 @@ class DriverError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """One kernel to start: its code, its entry, and what a launch of it needs; ``resident`` as in ``Launch``."""
+    """One kernel to start: its code, its entry, and what a launch of it needs.
+
+    ``shared`` is in bytes. A ``resident`` kernel takes its tiles itself: it is started once a multiprocessor at most.
+    """
 
     code: bytes
     function: str
     shared: int
     threads: int
-    values: tuple[Value | Box, ...]
     resident: bool = False
 
 
@@ -53,38 +47,34 @@ class Driver:
     _library: ctypes.CDLL | None = None
     _functions: dict[tuple[int, int], ctypes.c_void_p] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
-    _descriptors: Descriptors = field(init=False)
 
-    def __post_init__(self) -> None:
-        self._descriptors = Descriptors(self._call)
+    def start(self, at: int, blocks: int, places: Sequence[int], device: torch.device) -> None:
+        """Launch kernel ``at`` on the current stream of ``device``; ``places`` are the addresses of its arguments.
 
-    def start(self, at: int, blocks: int, arguments: Sequence[Tensor | int | float], device: torch.device) -> None:
-        """Launch kernel ``at`` on the current stream of ``device``."""
+        Raises:
+            DriverError: the kernels are for another GPU, or the driver refuses.
+        """
         program = self.programs[at]
         index = device.index if device.index is not None else torch.cuda.current_device()
         self._enter(index)
         function = self._functions.get((at, index)) or self._load(at, index)
         if program.resident:
             blocks = min(blocks, torch.cuda.get_device_properties(index).multi_processor_count)
-        held: list[object] = []
-        places: list[int] = []
-        for value, argument in zip(program.values, arguments, strict=True):
-            if isinstance(value, Box):
-                assert isinstance(argument, Tensor), f"`{value.name}` is a tensor"
-                room, place = self._descriptors.find(value, argument)
-                held.append(room)
-                # Triton passes shape and strides along, which kernels that are given descriptors do not read
-                places += [place, *[ctypes.addressof(_ZERO)] * (2 * len(value.block))]
-            else:
-                held.append(number := _argument(value, argument))
-                places.append(ctypes.addressof(number))
-        places += [ctypes.addressof(_ZERO)] * 2  # Triton's scratch memories, which these kernels do not use
         pointers = (ctypes.c_void_p * len(places))(*places)
         stream = ctypes.c_void_p(torch.cuda.current_stream(device).cuda_stream)
         launch = "LaunchKernel" if self.target.kind == "cuda" else "ModuleLaunchKernel"
-        self._call(
+        self.call(
             launch, function, blocks, 1, 1, program.threads, 1, 1, program.shared, stream, pointers, ctypes.c_void_p(0)
         )
+
+    def demand(self, device: torch.device) -> None:
+        """Make sure that tensors are on a GPU.
+
+        Raises:
+            DriverError: they are not.
+        """
+        if device.type != "cuda":
+            raise DriverError(f"kernels for {self.target} take tensors on a GPU, found {device}")
 
     def _load(self, at: int, index: int) -> ctypes.c_void_p:
         with self._lock:
@@ -93,10 +83,10 @@ class Driver:
             self._check_device(index)
             program = self.programs[at]
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
-            self._call("ModuleLoadData", ctypes.byref(module), program.code)
-            self._call("ModuleGetFunction", ctypes.byref(function), module, program.function.encode())
+            self.call("ModuleLoadData", ctypes.byref(module), program.code)
+            self.call("ModuleGetFunction", ctypes.byref(function), module, program.function.encode())
             if program.shared > _STATIC_SHARED and self.target.kind == "cuda":
-                self._call("FuncSetAttribute", function, _MAX_DYNAMIC_SHARED, program.shared)
+                self.call("FuncSetAttribute", function, _MAX_DYNAMIC_SHARED, program.shared)
             self._functions[at, index] = function
             return function
 
@@ -105,11 +95,11 @@ class Driver:
         if self.target.kind == "hip":
             return
         context, device = ctypes.c_void_p(), ctypes.c_int()
-        self._call("CtxGetCurrent", ctypes.byref(context))
+        self.call("CtxGetCurrent", ctypes.byref(context))
         if not context.value:
-            self._call("DeviceGet", ctypes.byref(device), index)
-            self._call("DevicePrimaryCtxRetain", ctypes.byref(context), device)
-            self._call("CtxSetCurrent", context)
+            self.call("DeviceGet", ctypes.byref(device), index)
+            self.call("DevicePrimaryCtxRetain", ctypes.byref(context), device)
+            self.call("CtxSetCurrent", context)
 
     def _check_device(self, index: int) -> None:
         properties = torch.cuda.get_device_properties(index)
@@ -122,7 +112,12 @@ class Driver:
         if not fits:
             raise DriverError(f"these kernels are for {self.target}, the device is {properties.name} ({here})")
 
-    def _call(self, name: str, *arguments: object) -> None:
+    def call(self, name: str, *arguments: object) -> None:
+        """Call the entry point ``name``, without its prefix.
+
+        Raises:
+            DriverError: there is no driver, or it refuses.
+        """
         if self._library is None:
             self._library = open_driver(self.target)
         full = _PREFIX[self.target.kind] + name
@@ -140,22 +135,14 @@ class Driver:
 
 
 def open_driver(target: Target) -> ctypes.CDLL:
+    """The library of the driver.
+
+    Raises:
+        DriverError: it is not on this machine.
+    """
     for name in _LIBRARIES[target.kind]:
         try:
             return ctypes.CDLL(name)
         except OSError:
             continue
     raise DriverError(f"target `{target}` needs the driver library {_LIBRARIES[target.kind][0]}, which is not here")
-
-
-def _argument(value: Value, argument: Tensor | int | float) -> CValue:
-    match value.type:
-        case "i32":
-            return ctypes.c_int32(int(argument))
-        case "i64":
-            return ctypes.c_int64(int(argument))
-        case "fp32":
-            return ctypes.c_float(float(argument))
-        case _:
-            assert isinstance(argument, Tensor), f"`{value.name}` is a tensor"
-            return ctypes.c_void_p(argument.data_ptr())

@@ -1,0 +1,73 @@
+"""Gradients by the kernels for Hopper, emulated on a CPU, against autograd through the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from test_triton_numerics import interpreter
+
+pytest.importorskip("triton")
+__all__ = ["interpreter"]
+Ask = Callable[..., Any]
+
+SIZES = {"B": 1, "H": 4, "G": 2, "M": 150, "N": 190, "D": 64, "E": 64}
+"""Two tiles of rows and of keys, neither of them whole."""
+
+
+def config(block_m: int, block_n: int, **flags: bool) -> dict[str, int]:
+    return {"block_m": block_m, "block_n": block_n, "warps": 4, "stages": 2, **flags}
+
+
+PAIR = {"keys": config(128, 64), "rows": config(64, 128)}
+HIDDEN = {"keys": config(128, 64, hide=True), "rows": config(64, 128, hide=True)}
+EAGER = {"keys": config(128, 128, eager=True), "rows": config(128, 128, eager=True)}
+APART = {"keys": config(128, 32, apart=True), "rows": config(32, 128, apart=True)}
+FUSED = {"keys": config(128, 128), "rows": config(128, 128, fused=True)}
+WIDE = {"keys": config(128, 128), "rows": config(64, 128, fused=True, hide=True)}
+
+
+def check(interpreter: Ask, case: str, configs: dict[str, Any], seed: int, dtype: str = "bf16", **sizes: int) -> None:
+    families = interpreter("on hopper", case=case, seed=seed, sizes=SIZES | sizes, dtype=dtype, **configs)
+    fused = configs["rows"].get("fused", False)
+    assert families.count("hopper_backward") == (1 if fused else 3 if configs is APART else 2)
+    assert "stream" not in families
+
+
+@pytest.mark.parametrize("name", ["causal", "documents", "softcap", "sigmoid", "window", "mask by score"])
+def test_fused(interpreter: Ask, name: str, seed: int) -> None:
+    check(interpreter, name, FUSED, seed, M=190 if name == "documents" else 150)
+
+
+def test_fused_wide(interpreter: Ask, seed: int) -> None:
+    check(interpreter, "causal", WIDE, seed, D=128, E=128, B=2)
+
+
+@pytest.mark.parametrize("configs", [FUSED, PAIR, HIDDEN], ids=["fused", "pair", "hidden"])
+@pytest.mark.parametrize("name", ["empty rows", "causal, more rows than keys"])
+def test_rows_that_see_nothing(interpreter: Ask, name: str, configs: dict[str, Any], seed: int) -> None:
+    check(interpreter, name, configs, seed, M=230, N=140)
+
+
+@pytest.mark.parametrize("name", ["alibi", "cog", "row weights", "key bias"])
+def test_pair(interpreter: Ask, name: str, seed: int) -> None:
+    check(interpreter, name, HIDDEN, seed)
+
+
+@pytest.mark.parametrize("configs", [EAGER, APART], ids=["eager", "apart"])
+def test_shapes_of_walks(interpreter: Ask, configs: dict[str, Any], seed: int) -> None:
+    check(interpreter, "causal", configs, seed, dtype="f16")
+
+
+def test_parts_of_groups(interpreter: Ask, seed: int) -> None:
+    check(interpreter, "causal", {**FUSED, "processors": 2}, seed, H=6, G=1)
+
+
+def test_keys_that_differ_by_query_head(interpreter: Ask, seed: int) -> None:
+    """Outer tiles are loaded for each head of a group."""
+    check(interpreter, "own keys", PAIR, seed)
+
+
+def test_own_groups(interpreter: Ask, seed: int) -> None:
+    check(interpreter, "own groups", FUSED, seed, H=6, G=3)
