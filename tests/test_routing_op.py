@@ -297,3 +297,12 @@ def test_kept_queries(name: str, kept: bool, groups: int, generator: torch.Gener
         torch.testing.assert_close(grad, due.float(), rtol=1e-4, atol=1e-4)
     without = op(*(x.detach() for x in narrowed[:3]), r=narrowed[3].detach())
     torch.testing.assert_close(without, found.detach(), **tolerance(torch.float32))
+
+
+def test_explain_says_what_chooses_and_gathers() -> None:
+    dsa = attnc.load(SPECS / "dsa.attn", "dsa").explain(128)
+    assert "chosen by kernels on GPUs" in dsa
+    assert "the keys of each query are gathered by number" in dsa
+    odd = attnc.load(SPECS / "dsa.attn", "dsa", constants={"WIDTH": 5}).explain(128)
+    assert "chosen in torch: vectors whose width is no power of two from 16 to 512" in odd
+    assert "a small dense attention" in attnc.load(SPECS / "mosa.attn").explain(128)

@@ -24,7 +24,7 @@ from attnc.routing.choose import CAUSAL, choose, visible_pairs
 from attnc.routing.dense import Call, Choosers, Dense, Widened
 from attnc.routing.draw import draw_choices
 from attnc.routing.explain import explain_parts
-from attnc.routing.gathered import Gathered
+from attnc.routing.gathered import Gathered, is_by_key
 from attnc.routing.kept import Kept
 from attnc.routing.lower import LISTS, TOKENS, Part, combines, is_choice, parts_of, vanishes
 from attnc.routing.pools import window_count
@@ -79,6 +79,14 @@ class Composite:
             self.program,
             tuple(part for part, _ in self.parts),
             [name for name, regrouped in self.regrouped.items() if regrouped is not None],
+            [name for name, gathered in self.gathered.items() if gathered is not None],
+            [name for name, kept in self.kept.items() if kept is not None],
+            {
+                (part.name, at): self.selecting[part.name].explain(at, D, D if E is None else E)
+                for part, _ in self.parts
+                for at, route in enumerate(part.body.routes)
+                if is_by_key(route)
+            },
         )
         return "\n".join([before, *(op.explain(D, E, grad=grad) for _, op in self.parts)])
 

@@ -73,6 +73,13 @@ class Selecting:
             numbers, counts = numbers[:, call.groups], counts[:, call.groups]
         return Choice(Lists(numbers, counts), 1, sizes["N"], Choosers(0, sizes["M"]))
 
+    def explain(self, at: int, d: int, e: int) -> str:
+        """What makes the choice of route ``at``, in words."""
+        ranking = self.ranking(at, d, e)
+        if isinstance(ranking, str):
+            return f"chosen in torch: {ranking}"
+        return "chosen by kernels on GPUs: ranks of a stretch of queries, then the highest of each, exactly"
+
     def ranking(self, at: int, d: int, e: int) -> KeyRanking | str:
         """How route ``at`` ranks for heads of these widths, or why kernels do not choose for it."""
         if (at, d, e) not in self.rankings:

@@ -16,6 +16,7 @@ from attnc.backends.triton.configs import (
     SCATTER,
     SHARED_MEMORY,
     Config,
+    GatherConfig,
     backward_candidates,
     gather_candidates,
     regroup_candidates,
@@ -185,7 +186,10 @@ def _choose(
     over: Over,
     tried: Sequence[Config],
 ) -> Config:
-    """The first configuration of a traversal whose kernels fit and move no registers in a step, else the fewest."""
+    """The first configuration of a traversal whose kernels fit and move no registers in a step, else the fewest.
+
+    A program that spreads what one list sums is a single step.
+    """
     least: tuple[int, Config] | None = None
     tiles: set[tuple[int, int, int]] = set()
     for config in tried:
@@ -197,7 +201,8 @@ def _choose(
         binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
         if any(binary.shared > SHARED_MEMORY[target.arch] for binary in binaries):
             continue
-        moved = sum(binary.report.moved for binary in binaries)
+        is_step = isinstance(config, GatherConfig) and over == "rows"
+        moved = sum(binary.report.spilled if is_step else binary.report.moved for binary in binaries)
         if not moved:
             return config
         tiles.add(tile)
