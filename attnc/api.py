@@ -124,9 +124,13 @@ def compile(
     head_dims: Sequence[int | Widths] = (),
     dtypes: Sequence[str] = (),
     lse: bool = False,
+    shapes: Sequence[Mapping[str, int]] = (),
+    hardware: str | None = None,
     progress: Callable[[str], None] = lambda what: None,
 ) -> Op:
     """Compile a spec ahead of time into a bundle, and return its operator; needs no device of the target.
+
+    The kernels for all sizes are untuned. For each of ``shapes`` whose bucket was tuned, there is another one.
 
     Args:
         path: a ``.attn`` file, or ``"f.attn:name"``.
@@ -139,6 +143,8 @@ def compile(
         head_dims: widths of q and k, or pairs ``(D, E)``; 64 and 128 by default, or the first known one that suits.
         dtypes: out of ``bf16 f16 f32 f64``; bf16 and f16 for GPUs, f32 and bf16 for CPUs by default.
         lse: also build kernels that return the log-sum-exp.
+        shapes: sizes of calls, as ``attnc tune`` takes them: ``{"B": 1, "H": 8, "N": 4096, "D": 64}``.
+        hardware: whose tuning results to take, by the name that ``attnc store ls`` shows; this machine's by default.
         progress: called with the name of each kernel before it is built.
 
     Raises:
@@ -152,7 +158,8 @@ def compile(
     source = Source(str(where), where.read_text(encoding="utf-8"))
     machine = parse_target(target)
     spec = Spec(source, name, constants or {}, (where.parent, *map(Path, search)))
-    just = JustInTime(recall_spec(spec), backend)
+    checked = recall_spec(spec)
+    just = JustInTime(checked, backend)
     program = just.program
     given = [(d, d) if isinstance(d, int) else d for d in head_dims]
 
@@ -169,6 +176,8 @@ def compile(
     parts: list[tuple[Program, dict[Variant, Kernel]]] = []
     if is_plain(program):
         kernels = compiled(just, given or default_widths(just), lse)
+    elif shapes:
+        raise ArgumentError("shapes", "what was tuned is found for attentions without routes, branches and windows")
     else:
         sources = [one.source for one in Op(program, just).composite.attentions(machine)]
         for one in sources:
@@ -176,6 +185,12 @@ def compile(
             widths = given or default_widths(one)
             reads_lse = bool(program.branches) and all(one.lse_problem(pair) is None for pair in widths)
             parts.append((one.program, compiled(one, widths, lse or reads_lse, f"{one.program.name} ")))
+    if shapes:
+        from attnc.ahead import tuned_kernels
+
+        kernels |= tuned_kernels(checked, backend, machine, list(kernels), shapes, hardware, progress)
+    elif hardware:
+        raise ArgumentError("hardware", "it says whose results to take for `shapes`, and there are none")
     write_bundle(Path(output), program, source.text, machine, backend_for(machine, backend).name, kernels, parts)
     return load(output)
 

@@ -24,7 +24,10 @@ from typing import Any
 
 from attnc import cache
 from attnc.analyse.key_ranking import KeyRanking
-from attnc.backends.protocol import Backend, Kernel, Selector, Target, Workload
+from attnc.analyse.ranking import Ranking
+from attnc.autotune import bucket
+from attnc.autotune.bucket import Bucket
+from attnc.backends.protocol import Backend, Kernel, Router, Selector, Target, Workload
 from attnc.errors import BundleError
 from attnc.ir.nodes import Input
 from attnc.ir.printer import print_program
@@ -35,6 +38,7 @@ from attnc.targets import backend_for, target_of_device
 
 KIND = "attnc bundle"
 FORMAT = 2
+"""1 had neither kernels for buckets of sizes nor parts."""
 MANIFEST = cache.MANIFEST
 
 WIDER: Mapping[str, tuple[str, ...]] = {
@@ -48,15 +52,17 @@ WIDER: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """What one kernel of a bundle is for."""
+    """What one kernel of a bundle is for: calls of any sizes, or tuned for those in ``buckets``."""
 
     widths: Widths
     workload: Workload
+    buckets: tuple[Bucket, ...] = ()
 
     @property
     def name(self) -> str:
         d, e = self.widths
-        return f"{self.workload.dtype}-d{d}-e{e}" + ("-lse" if self.workload.lse else "")
+        name = f"{self.workload.dtype}-d{d}-e{e}" + ("-lse" if self.workload.lse else "")
+        return name + "".join(f"-h{one.heads}m{one.rows}n{one.keys}r{one.ratio}" for one in self.buckets[:1])
 
 
 def write_bundle(
@@ -92,6 +98,7 @@ def write_bundle(
             "target": "cpu" if target.kind == "cpu" else str(target),
             "machine": (target.arch or platform.machine()) if target.kind == "cpu" else "",
             "backend": backend,
+            "bucket_version": bucket.VERSION,
             "kernels": entries,
             "parts": {
                 _digest(part): [_write_kernel(made / "parts" / _digest(part), *one) for one in held.items()]
@@ -119,7 +126,13 @@ def _write_kernel(made: Path, variant: Variant, kernel: Kernel) -> dict[str, Any
     saved = dict(kernel.save(kernels))
     for name, text in kernel.texts.items():
         (sources / name).write_text(text, encoding="utf-8")
-    return {"name": variant.name, "widths": list(variant.widths), "workload": asdict(variant.workload), "kernel": saved}
+    return {
+        "name": variant.name,
+        "widths": list(variant.widths),
+        "workload": asdict(variant.workload),
+        "buckets": [list(one) for one in variant.buckets],
+        "kernel": saved,
+    }
 
 
 def is_bundle(where: Path) -> bool:
@@ -150,12 +163,20 @@ class Bundle:
             self._machine = str(manifest["machine"])
             self._backend = str(manifest["backend"])
             self.tag = f"{where.resolve()} {cache.key_of(manifest)}"
-            self._entries = {_variant(entry): entry for entry in manifest["kernels"]}
+            found = {_variant(entry): entry for entry in manifest["kernels"]}
+            self._entries = {variant: entry for variant, entry in found.items() if not variant.buckets}
             self._parts = {
                 digest: {_variant(entry): entry for entry in entries}
                 for digest, entries in manifest.get("parts", {}).items()
             }
             self._folder = where
+            self.tuned = {
+                (variant.widths, variant.workload, one): entry
+                for variant, entry in found.items()
+                for one in variant.buckets
+                if manifest.get("bucket_version") == bucket.VERSION
+            }
+            self._loaded: dict[str, Kernel] = {}
             lacking = (entry["kernel"].get("missing") for entry in manifest["kernels"])
             self.missing: tuple[str, ...] = tuple(dict.fromkeys(filter(None, lacking)))
             """What kernels lack to be run, each reason once."""
@@ -175,11 +196,12 @@ class Bundle:
         part.program = program
         part.tag = f"{self.tag} {digest}"
         part._entries = self._parts.get(digest, {})
+        part.tuned, part._loaded = {}, {}
         part._folder = self._where / "parts" / digest
         return part
 
     def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
-        """Load the kernel for a call; a bundle has one for all sizes.
+        """Load the kernel for a call: the one tuned for its bucket of sizes, or that for all sizes.
 
         Raises:
             BundleError: the bundle is for another target, or has no such kernel.
@@ -197,18 +219,25 @@ class Bundle:
                 f"the bundle {self._where} has no kernel {variant.name} with inputs {list(workload.inputs)}; it has "
                 f"{held}: compile it with --head-dim, --dtype or --lse as needed"
             )
-        entry = self._entries[variant]
+        entry = self.tuned.get((widths, workload, bucket.bucket_of(sizes)), self._entries[variant])
+        name = str(entry["name"])
         try:
-            backend = backend_for(target, self._backend, compiles=False)
-            return backend.load(self._folder / "kernels" / entry["name"], entry["kernel"])
+            if name not in self._loaded:
+                backend = backend_for(target, self._backend, compiles=False)
+                self._loaded[name] = backend.load(self._folder / "kernels" / name, entry["kernel"])
+            return self._loaded[name]
         except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
-            raise BundleError(f"the bundle {self._where} cannot be run here: {entry['name']}: {error}") from error
+            raise BundleError(f"the bundle {self._where} cannot be run here: {name}: {error}") from error
 
     def refusal(self, widths: Widths, workload: Workload, target: Target) -> str | None:
         """Whether the bundle lacks a kernel."""
         if str(target) != self.target or Variant(widths, workload) not in self._entries:
             return f"the bundle {self._where} has no such kernel"
         return None
+
+    def router(self, program: Program, widths: Widths, workload: Workload, device: str) -> tuple[Ranking, Router] | str:
+        """Why torch chooses."""
+        return f"the bundle {self._where} holds no kernels that choose"
 
     def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:
         """Why torch chooses."""
@@ -260,7 +289,9 @@ def _read_manifest(where: Path) -> dict[str, Any]:
 def _variant(entry: Mapping[str, Any]) -> Variant:
     d, e = entry["widths"]
     workload = entry["workload"]
-    return Variant((int(d), int(e)), Workload(workload["dtype"], tuple(workload["inputs"]), bool(workload["lse"])))
+    buckets = tuple(Bucket(*map(int, one)) for one in entry.get("buckets", ()))
+    given = Workload(workload["dtype"], tuple(workload["inputs"]), bool(workload["lse"]))
+    return Variant((int(d), int(e)), given, buckets)
 
 
 def _version() -> str:

@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from attnc.backends.protocol import Backend, BackwardKernel, Choosing, Kernel, Selector, Unsavable
+from attnc.backends.protocol import Backend, BackwardKernel, Choosing, Kernel, Router, Selector, Unsavable
 
 MANIFEST = "manifest.json"
 _T = TypeVar("_T")
-_K = TypeVar("_K", bound=Kernel | BackwardKernel | Selector)
+_K = TypeVar("_K", bound=Kernel | BackwardKernel | Router | Selector)
 _Load: TypeAlias = Callable[[Path, Mapping[str, Any]], _K]
 _log = logging.getLogger("attnc")
 
@@ -86,6 +86,10 @@ class KernelCache:
         """The same for kernels that choose."""
         return self._get(key, backend.name, backend.load_selector, build)
 
+    def get_router(self, key: str, backend: Backend, build: Callable[[], Router]) -> Router:
+        """The same for what chooses."""
+        return self._get(key, backend.name, backend.load_router, build)
+
     def _get(
         self, key: str, backend: str, load: Callable[[Path, Mapping[str, Any]], _K], build: Callable[[], _K]
     ) -> _K:
@@ -130,8 +134,13 @@ def write_file(path: Path, data: bytes) -> None:
     """A file of the user's own, which nobody sees half of."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".new-", delete=False) as file:
-        file.write(data)
-    os.replace(file.name, path)
+        try:
+            file.write(data)
+            file.flush()
+            os.replace(file.name, path)
+        except OSError:
+            os.unlink(file.name)
+            raise
 
 
 def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:
@@ -151,7 +160,7 @@ def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:
         return None
 
 
-def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Selector, backend: str) -> None:
+def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Router | Selector, backend: str) -> None:
     """Save ``kernel`` as the folder ``entry``; where the disk refuses, go on without."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -171,7 +180,7 @@ def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Selector, backend
         shutil.rmtree(made, ignore_errors=True)
 
 
-def save_kernel(where: Path, kernel: Kernel | BackwardKernel | Selector, backend: str) -> dict[str, Any]:
+def save_kernel(where: Path, kernel: Kernel | BackwardKernel | Router | Selector, backend: str) -> dict[str, Any]:
     """Write ``kernel`` and its manifest into an empty folder; the manifest is also returned."""
     saved = kernel.save(where)
     manifest = {"backend": backend, "kernel": dict(saved), "files": digests(where)}

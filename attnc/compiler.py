@@ -128,7 +128,7 @@ def made_of_parts(program: Program, source: KernelSource) -> Composite:
     from attnc.routing.composite import Composite
 
     try:
-        made = Composite(program, lambda plain: Op(plain, source.of_part(plain)), source.backend_on)
+        made = Composite(program, lambda plain: Op(plain, source.of_part(plain)), source)
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from attnc import cache
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
-from attnc.backends.protocol import Backend, BackwardKernel, Choosing, Config, Kernel, Selector, Target, Workload
+from attnc.backends.protocol import (
+    Backend,
+    BackwardKernel,
+    Choosing,
+    Config,
+    Kernel,
+    Router,
+    Selector,
+    Target,
+    Workload,
+)
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
 from attnc.runtime import Sizes, Training, Widths
@@ -20,6 +30,7 @@ from attnc.targets import backend_for, target_of_device
 if TYPE_CHECKING:
     from attnc.analyse.gradient.backward import Backward
     from attnc.analyse.key_ranking import KeyRanking
+    from attnc.analyse.ranking import Ranking
     from attnc.plan import Plan
 
 
@@ -88,6 +99,23 @@ class JustInTime:
             TargetError: nothing does.
         """
         return backend_for(target_of_device(device), self._backend)
+
+    def router(self, program: Program, widths: Widths, workload: Workload, device: str) -> tuple[Ranking, Router] | str:
+        """What chooses for the one route of a part, or why nothing but torch does."""
+        from attnc import compiler
+        from attnc.analyse.ranking import NotRanked, ranking_of
+        from attnc.ir.printer import print_program
+
+        target, backend = target_of_device(device), self.backend_on(device)
+        try:
+            ranking = ranking_of(compiler.specialize_program(program, widths))
+        except NotRanked as reason:
+            return str(reason)
+        if problems := backend.router_problems(ranking, workload, target):
+            return problems[0]
+        made = asdict(workload), str(target), backend.name, backend.toolchain(target)
+        key = cache.key_of("router", print_program(ranking.program), *made)
+        return ranking, cache.kernels.get_router(key, backend, lambda: backend.build_router(ranking, workload, target))
 
     def plan(self, widths: Widths) -> Plan:
         """The plan for these head widths."""

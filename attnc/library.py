@@ -334,16 +334,16 @@ def define(
     takes longer than everything else between loading a spec and its first result.
     """
     _library.define(name + schema, tags=torch.Tag.pt2_compliant_tag)
-    _library.impl(name, _untraced(run), "CompositeExplicitAutograd")
+    _library.impl(name, untraced(run), "CompositeExplicitAutograd")
     torch.library.register_fake(f"{NAMESPACE}::{name}", fake, lib=_library)
     torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup_context, lib=_library)
     overload: Callable[..., Any] = getattr(getattr(torch.ops, NAMESPACE), name).default
     return overload
 
 
-def _untraced(run: Callable[..., Any]) -> Callable[..., Any]:
+def untraced(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, hidden from ``torch.compile`` once that is in use."""
-    hidden = torch._disable_dynamo(run)  # type: ignore[attr-defined]
+    hidden = torch._disable_dynamo(lambda *args: run(*args))  # type: ignore[attr-defined]  # methods bear no marks
     return lambda *args: hidden(*args) if "torch._dynamo" in sys.modules else run(*args)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc.autotune.bucket import bucket_of
-from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Selector, Target, Workload
+from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Router, Selector, Target, Workload
 from attnc.errors import ArgumentError, TargetError
 from attnc.gradients import Call, gradients, results_for
 from attnc.ir.nodes import Kind
@@ -23,6 +23,7 @@ from attnc.validate import DTYPES, check_call, split
 if TYPE_CHECKING:
     from attnc.analyse.gradient.backward import Backward
     from attnc.analyse.key_ranking import KeyRanking
+    from attnc.analyse.ranking import Ranking
 
 Widths = tuple[int, int]
 """Head widths ``(D, E)``."""
@@ -78,6 +79,10 @@ class KernelSource(Protocol):
 
         With ``workload.lse`` the backward takes the cotangent of the log-sum-exp too.
         """
+        ...
+
+    def router(self, program: Program, widths: Widths, workload: Workload, device: str) -> tuple[Ranking, Router] | str:
+        """Kernels that choose for the one route of a part, or why torch must."""
         ...
 
     def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:

@@ -28,6 +28,10 @@ class Wrong(Exception):
     """A kernel that is right on small sizes is not on those that are measured."""
 
 
+class Broken(Exception):
+    """A kernel cannot be run at the sizes that are measured; the cause is what it raised."""
+
+
 def measure(problem: Problem, configs: Sequence[Config], rounds: int, seconds: float) -> list[list[float]]:
     """Microseconds of single calls of each config, taking turns in an order that alternates.
 
@@ -36,13 +40,19 @@ def measure(problem: Problem, configs: Sequence[Config], rounds: int, seconds: f
 
     Raises:
         Wrong: a config computes something else than the first. ``args`` hold why and which.
+        Broken: a config cannot be run. ``args`` hold which.
     """
     call = given_call(problem) if problem.tensors else make_call(problem, problem.sizes, seed=2)
     calls: list[Callable[[], None]] = []
     expected: list[Tensor] = []
     for number, config in enumerate(configs):
-        run, results = _prepare(problem, config, call)
-        run()
+        try:
+            run, results = _prepare(problem, config, call)
+            run()
+            if problem.target.kind != "cpu":  # what goes wrong on the device is known afterwards only
+                torch.cuda.synchronize()
+        except Exception as error:
+            raise Broken(number) from error
         found = [x.clone() for x in results()] if number == 0 else list(results())
         expected = expected or found
         _compare(problem, found, expected, number)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attnc.autotune.problem import Problem
+from attnc.errors import ArgumentError
 from attnc.ir.nodes import Input, Kind, Size
 from attnc.ir.program import Program
 from attnc.signature import size_value
@@ -90,6 +91,25 @@ def awkward_sizes(problem: Problem) -> list[dict[str, int]]:
         n = math.prod(size_value(extent, extents) for _, extent in program.space)
         return [{**heads, "M": n, "N": n, **extents}]
     return [{**heads, "M": 77, "N": 203}, {**heads, "M": 1, "N": 131}]
+
+
+DEFAULTS = {"B": 1, "H": 8, "N": 1024, "D": 64}
+
+
+def complete_sizes(given: Mapping[str, int], program: Program) -> tuple[dict[str, int], tuple[int, int]]:
+    """Sizes and head widths of a call: G is H, M is N and E is D where they are not given, an extent follows from N.
+
+    Raises:
+        ArgumentError: a name is none of a size, or a size is not positive.
+    """
+    known = ("B", "H", "G", "M", "N", "D", "E", *program.extents)
+    for name, size in given.items():
+        if name not in known or size < 1:
+            raise ArgumentError("shapes", f"`{name}={size}`: write NAME=NUMBER with a name out of {' '.join(known)}")
+    found = {**DEFAULTS, **given}
+    found = {"G": found["H"], "M": found["N"], "E": found["D"], **found}
+    widths = found.pop("D"), found.pop("E")
+    return resolve_extents(program, found), widths
 
 
 def resolve_extents(program: Program, sizes: Mapping[str, int]) -> dict[str, int]:

@@ -42,8 +42,8 @@ class Key:
             raise Malformed(f"its key cannot be hashed: {type(error).__name__}") from None
 
 
-def key_of(request: Request) -> Key:
-    """The key of a request on this machine.
+def key_of(request: Request, hardware: Mapping[str, Any] | None = None) -> Key:
+    """The key of a request, on this machine or on that of another key.
 
     Raises:
         TargetError: the device of the request is not here.
@@ -70,7 +70,7 @@ def key_of(request: Request) -> Key:
                 "bucket_version": bucket.VERSION,
             },
             "space": {"backend": backend.name, "templates": templates(backend.families), "version": backend.spaces},
-            "hardware": hardware_of(request.target),
+            "hardware": dict(hardware) if hardware else hardware_of(request.target),
             "toolchain": {"compiler": backend.toolchain(request.target), "codegen": backend.codegen},
             "policy": {
                 "caches": "warm" if request.target.kind == "cpu" else "cold L2",

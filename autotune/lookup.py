@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from attnc import cache
 from attnc.autotune.key import Key, key_of
@@ -47,12 +48,12 @@ def _winner(request: Request, key: Key, records: list[Record]) -> Config | None:
     return cache.remember(cache.key_of("winner", key.digest, request.backend.toolchain(request.target), known), decide)
 
 
-def cached(request: Request) -> Config:
-    """A :data:`~attnc.autotune.request.Chooser` that applies what was tuned. It never raises."""
+def cached(request: Request, hardware: Mapping[str, Any] | None = None) -> Config:
+    """A :data:`~attnc.autotune.request.Chooser` that applies what was tuned, here or there. It never raises."""
     if not request.sizes:
         return DEFAULT
     try:
-        key = key_of(request)
+        key = key_of(request, hardware)
         found = find(request, key)
     except TargetError:
         return DEFAULT

@@ -9,9 +9,9 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from attnc import cache
 from attnc.autotune.bundle import read_bundle, search_bundle
@@ -19,7 +19,7 @@ from attnc.autotune.hardware import name_of
 from attnc.autotune.key import Key
 from attnc.autotune.record import Record
 from attnc.autotune.store import Store
-from attnc.errors import BundleError
+from attnc.errors import ArgumentError, BundleError
 
 PROJECT = "attnc_tuned"
 Source: TypeAlias = Callable[[Key], list[Record]]
@@ -96,6 +96,20 @@ def everything(store: Store) -> Iterator[Known]:
             by_key.setdefault(record.key.digest, []).append(record)
         for records in by_key.values():
             yield records[0].key, functools.partial(list, records)
+
+
+def hardware_called(name: str) -> Mapping[str, Any]:
+    """The hardware that :func:`~attnc.autotune.hardware.name_of` calls so, of which something is known here.
+
+    Raises:
+        ArgumentError: nothing is.
+    """
+    known = {name_of(dict(key.parts["hardware"])): key.parts["hardware"] for key, _ in everything(user_store())}
+    if name not in known:
+        raise ArgumentError(
+            "hardware", f"nothing is tuned for `{name}`; known are {', '.join(sorted(known)) or 'none'}"
+        )
+    return known[name]
 
 
 @functools.cache

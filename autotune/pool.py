@@ -36,7 +36,11 @@ class Worker:
     def ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         """The answer to a job; ``status`` is ``timeout`` where none came in time, ``crash`` where the process died."""
         with self._turn:
-            return self._ask(job, timeout)
+            try:
+                return self._ask(job, timeout)
+            except BaseException:  # interrupted: the answer to this job must not become that to the next
+                self.close()
+                raise
 
     def _ask(self, job: Mapping[str, Any], timeout: float) -> dict[str, Any]:
         fresh = self._process is None
@@ -90,7 +94,7 @@ class Worker:
     def _start(self) -> subprocess.Popen[str]:
         """A process of its own session, so that Ctrl-C reaches this one only."""
         if not os.environ.get("ATTNC_TUNE_DEBUG"):
-            self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+            self._errors = tempfile.TemporaryFile()  # noqa: SIM115
         self._process = subprocess.Popen(
             self._command,
             stdin=subprocess.PIPE,

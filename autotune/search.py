@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from optuna.trial import TrialState
 
 from attnc.autotune.record import name_of
 from attnc.backends.protocol import Choice, Config, Space
+from attnc.errors import ArgumentError, TargetError
 
 PATIENCE = 300
 """Suggestions in a row that bring nothing new, after which the space counts as searched."""
 FAMILIAR = 8
 """The same, after which configs are drawn at random: a sampler may like a place of which everything was tried."""
 DRAWS = 1000
+"""How many are drawn at random for one that is new and may work."""
+ATTEMPTS = 5
 LARGE = 4096
 """Points of a space that is never searched exhaustively, whatever the budget."""
 
@@ -197,7 +201,12 @@ def _distribution(choice: Choice) -> BaseDistribution:
 
 
 def _storage(where: str | None) -> Any:
-    """A database by its URL, else a journal in a file that processes of one host share."""
+    """A database by its URL, else a journal in a file that processes of one host share.
+
+    Raises:
+        ArgumentError: it is SQLite.
+        TargetError: the database cannot be used.
+    """
     if where is None:
         return None
     if "://" not in where:
@@ -206,5 +215,14 @@ def _storage(where: str | None) -> Any:
 
         return JournalStorage(JournalFileBackend(where))
     if where.startswith("sqlite"):
-        raise ValueError("SQLite loses trials of parallel workers: use a journal (a path), PostgreSQL or MySQL")
-    return optuna.storages.RDBStorage(where, heartbeat_interval=30, grace_period=90)
+        raise ArgumentError("storage", "SQLite loses trials of parallel workers: use a path, PostgreSQL or MySQL")
+    for attempt in itertools.count(1):
+        try:
+            return optuna.storages.RDBStorage(where)
+        except Exception as error:
+            # Of two processes that make the tables of an empty database at the same moment, one fails.
+            if attempt == ATTEMPTS or ("UniqueViolation" not in str(error) and "already exists" not in str(error)):
+                reason = str(error).split("\n")[0][:200]
+                raise TargetError(f"the study's database cannot be used: {reason}", missing=True) from None
+            time.sleep(0.5 * attempt)
+    raise AssertionError("it worked, or failed for good")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ALL_COMPLETED, FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -77,23 +78,25 @@ class Tuner(Workers):
 def searched(run: Run, search: Search, budget: Budget) -> Iterator[tuple[Config, float]]:
     """Try what the search suggests; configs that work, with their first ratio to the default."""
     ends = time.monotonic() + budget.seconds if budget.seconds is not None else None
-    progress = run.progress
     alone = run.problem.target.kind == "cpu"  # compiling beside it would disturb what is timed
     count = run.workers.compilers
     if budget.trials is not None:  # what is suggested before others are known knows less
         count = min(count, max(2, budget.trials // 4))
     with ThreadPoolExecutor(count) as threads:
         waiting: list[tuple[Suggestion, Future[dict[str, Any]]]] = []
+        left = math.inf if budget.trials is None else budget.trials
 
         def refill() -> None:
+            nonlocal left
             while len(waiting) < count:
                 if ends is not None and time.monotonic() > ends:
                     return
-                if budget.trials is not None and progress.trials + len(waiting) >= budget.trials:
+                if left == 0:
                     return
                 suggestion = search.ask()
                 if suggestion is None:
                     return
+                left -= 1
                 waiting.append((suggestion, threads.submit(run.compiled, suggestion.config)))
 
         try:

@@ -72,12 +72,17 @@ def _check(problem: Problem, job: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measure(problem: Problem, job: dict[str, Any]) -> dict[str, Any]:
-    from attnc.autotune.bench import Wrong, clocks, measure
+    from attnc.autotune.bench import Broken, Wrong, clocks, measure
 
     try:
         times = measure(problem, job["configs"], job["rounds"], job["seconds"])
     except Wrong as error:
         return {"status": "wrong", "message": error.args[0], "config": error.args[1]}
+    except Broken as error:
+        cause = error.__cause__
+        assert isinstance(cause, Exception), "raised from what went wrong"
+        told = f"{type(cause).__name__}: {cause}"[:300]
+        return {"status": _status("measure", cause), "message": told, "config": error.args[0]}
     return {"times": times, "clocks": clocks(problem)}
 
 

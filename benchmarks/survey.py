@@ -19,7 +19,7 @@ from attnc.autotune.tuner import FINALISTS, Tuner
 from attnc.autotune.winner import TIE
 from attnc.backends.protocol import Config, Space
 
-CHUNK = 24
+CHUNK = 16
 """Configs that are measured in one job, in turns with the default."""
 AHEAD = 2
 """Suggestions that are compiled while others are measured: they know nothing of those."""
@@ -54,9 +54,11 @@ def measured(made: Tuner, problem: Problem, configs: Sequence[Config], rounds: i
         return made.bench.ask({**job, "seconds": seconds}, made.timeouts[1] + seconds)
 
 
-def ratios(made: Tuner, problem: Problem, configs: Sequence[Config], rounds: int) -> dict[str, float | None]:
-    """Each config's time over that of the default, in one run; a job that fails is cut in two."""
-    if not configs:
+def ratios(
+    made: Tuner, problem: Problem, configs: Sequence[Config], rounds: int, left: Callable[[], float]
+) -> dict[str, float | None]:
+    """Each config's time over that of the default, in one run; a job that fails is cut in two, while time is left."""
+    if not configs or left() < 0:
         return {}
     answer = measured(made, problem, [{}, *configs], rounds, 10.0)
     if answer["status"] == "ok":
@@ -66,9 +68,10 @@ def ratios(made: Tuner, problem: Problem, configs: Sequence[Config], rounds: int
     wrong = int(answer.get("config", 0))
     if wrong or len(configs) == 1:
         rest = [config for at, config in enumerate(configs, 1) if at != max(1, wrong)]
-        return {name_of(configs[max(1, wrong) - 1]): None} | ratios(made, problem, rest, rounds)
+        return {name_of(configs[max(1, wrong) - 1]): None} | ratios(made, problem, rest, rounds, left)
     half = len(configs) // 2
-    return ratios(made, problem, configs[:half], rounds) | ratios(made, problem, configs[half:], rounds)
+    found = ratios(made, problem, configs[:half], rounds, left)
+    return found | ratios(made, problem, configs[half:], rounds, left)
 
 
 def measure(survey: Survey, made: Tuner, compiled: Sequence[Config], left: Callable[[], float], rounds: int) -> bool:
@@ -81,14 +84,16 @@ def measure(survey: Survey, made: Tuner, compiled: Sequence[Config], left: Calla
     for at in range(0, len(compiled), CHUNK):
         if left() < 0:
             return False
-        survey.first |= ratios(made, survey.problem, compiled[at : at + CHUNK], rounds)
+        survey.first |= ratios(made, survey.problem, compiled[at : at + CHUNK], rounds, left)
+    if left() < 0:
+        return False
     known = {name: ratio for name, ratio in survey.first.items() if ratio is not None}
     limit = CLOSE * min(known.values())
     again = [survey.configs[name] for name, ratio in known.items() if ratio <= limit and name in survey.configs]
     for at in range(0, len(again), CHUNK):
         if left() < 0:
             return False
-        found = ratios(made, survey.problem, again[at : at + CHUNK], 2 * rounds)
+        found = ratios(made, survey.problem, again[at : at + CHUNK], 2 * rounds, left)
         survey.second |= {name: ratio for name, ratio in found.items() if ratio is not None}
     survey.second[name_of(survey.space.default)] = 1.0
     survey.measuring = time.monotonic() - begun
@@ -114,12 +119,12 @@ def replay(survey: Survey, trials: int, seeds: Sequence[Config], number: int) ->
             if ratio is not None:
                 seen[name] = ratio
     finalists = sorted((name for name in seen if seen[name] < 1.1), key=lambda name: seen[name])[:FINALISTS]
-    judged = {name: survey.second.get(name, seen[name]) for name in finalists}
-    found = min(judged.values(), default=1.0)
-    return survey.second[survey.best()] / (found if found < 1 - TIE else 1.0)
+    best = survey.second[survey.best()]
+    found = min((survey.second.get(name, CLOSE * best) for name in finalists), default=1.0)
+    return best / (found if found < 1 - TIE else 1.0)
 
 
-def replays(survey: Survey, trials: int, seeds: Sequence[Config], runs: int = 20) -> dict[str, float]:
+def replays(survey: Survey, trials: int, seeds: Sequence[Config], runs: int = 12) -> dict[str, float]:
     """Over several replays: the median, the tenth part from below, and the least."""
     found = sorted(replay(survey, trials, seeds, number) for number in range(runs))
     low = found[max(0, math.ceil(runs / 10) - 1)]
@@ -144,6 +149,8 @@ def summary(survey: Survey, others: Mapping[str, Survey]) -> dict[str, Any]:
         "best_over_default": round(1 / survey.second[survey.best()], 4),
         "compile_core_s": round(survey.compiling, 1),
         "measure_s": round(survey.measuring, 1),
+        "first": survey.first,
+        "second": survey.second,
         "a_tenth": replays(survey, tenth, ()),
         "transfer": {},
     }

@@ -12,11 +12,12 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import record
 import survey as surveys
@@ -51,6 +52,10 @@ SMALL = {"vectors": (1, 2, 4), "block": (6, 8, 12, 14), "groups": (1, 2, 4), "ke
 """The part of a CPU's space that is measured whole."""
 
 
+Cell: TypeAlias = tuple[str, int, int, str]
+"""A spec, a head width, a number of keys, and which kernel: ``forward``, ``saving`` or ``backward``."""
+
+
 @dataclass(frozen=True, slots=True)
 class Machine:
     """What is run where.
@@ -83,7 +88,7 @@ MACHINES = {
 }  # fmt: skip
 
 
-def problem_for(machine: Machine, spec: str, folder: Path, width: int, keys: int, kind: str) -> Problem:
+def problem_for(machine: Machine, folder: Path, spec: str, width: int, keys: int, kind: str) -> Problem:
     """The kernel of a spec at a size; ``kind`` is ``forward``, ``saving`` (the forward of training) or ``backward``."""
     batch, heads = machine.shapes.get(keys, (1, 8))
     path = folder / spec if (folder / spec).exists() else SPECS / spec
@@ -95,12 +100,12 @@ def problem_for(machine: Machine, spec: str, folder: Path, width: int, keys: int
     return found[{"forward": 0, "saving": 1, "backward": -1}[kind]]
 
 
-def tune_one(results: Results, made: Tuner, machine: Machine, of: Callable[[], Problem], kind: str, cold: bool) -> None:
+def tune_one(results: Results, made: Tuner, machine: Machine, folder: Path, cell: Cell, cold: bool) -> None:
     """Tune a kernel, measure the winner once more against the default, and keep a row."""
-    what = "?"
+    what, kind = " ".join(map(str, cell)), cell[3]
     begun = time.monotonic()
     try:
-        problem = of()
+        problem = problem_for(machine, folder, *cell)
         sizes, spec = problem.sizes, problem.program.name
         what = f"{spec} {kind} D={problem.widths[0]} N={sizes['N']}"
         done = session.tune(made, problem, Budget(trials=machine.trials[not cold]), cold=cold)
@@ -108,7 +113,11 @@ def tune_one(results: Results, made: Tuner, machine: Machine, of: Callable[[], P
             return
         request = problem.request()
         config = winner(results.store.records(key_of(request).digest), request.space()) or {}
-        again = surveys.ratios(made, problem, [config], 3 * machine.rounds)[name_of(config)] if config else 1.0
+        again = (
+            surveys.ratios(made, problem, [config], 3 * machine.rounds, results.left).get(name_of(config))
+            if config
+            else 1.0
+        )
         faster = 1 / done.best if config else 1.0
         row = {
             "what": what, "spec": spec, "kind": kind, "D": problem.widths[0], "sizes": dict(sizes), "cold": cold,
@@ -122,39 +131,35 @@ def tune_one(results: Results, made: Tuner, machine: Machine, of: Callable[[], P
         results.fail(what, error)
 
 
-def table(results: Results, made: Tuner, machine: Machine, folder: Path, keys: Iterable[int], reserve: float) -> None:
-    """Rows for the four cases at these sizes, several at once, the most telling first."""
-    first = next(iter(machine.shapes))
-    cells = [
+def cells_of(machine: Machine) -> list[Cell]:
+    """The table of the four cases, the most telling first."""
+    return [
         (spec, width, n, kind)
-        for n in keys
+        for n in machine.shapes
         for kind in ("forward", "backward")
         for width in (64, 128)
         for spec in CASES
         if not (machine.target == "cpu" and n > 8192 and (kind == "backward" or spec in CASES[:2]))
     ]
-    run_all(results, made, machine, folder, cells, reserve, lambda n: n == first)
 
 
-def run_all(
-    results: Results,
-    made: Tuner,
-    machine: Machine,
-    folder: Path,
-    cells: Sequence[tuple[str, int, int, str]],
-    reserve: float,
-    cold: Callable[[int], bool],
+def tune_all(
+    results: Results, made: Tuner, machine: Machine, folder: Path, cells: deque[Cell], cold: bool, reserve: float
 ) -> None:
-    """Tune cells as long as there is time for one more."""
+    """Tune cells, several at once, as long as there is time for one more; those that are left stay in ``cells``."""
     longest = 25.0 if machine.target == "cuda" else 15.0
 
-    def one(cell: tuple[str, int, int, str]) -> None:
-        if results.left(reserve) > longest:
-            spec, width, n, kind = cell
-            tune_one(results, made, machine, lambda: problem_for(machine, spec, folder, width, n, kind), kind, cold(n))
+    def work() -> None:
+        while cells and results.left(reserve) > longest:
+            try:
+                cell = cells.popleft()
+            except IndexError:  # another thread took the last one
+                return
+            tune_one(results, made, machine, folder, cell, cold)
 
     with ThreadPoolExecutor(machine.at_once) as threads:
-        list(threads.map(one, cells))
+        for one in [threads.submit(work) for _ in range(machine.at_once)]:
+            one.result()
 
 
 def space_of(machine: Machine, problem: Problem) -> Space:
@@ -177,7 +182,7 @@ class Compiling:
         self.waiting: list[list[Any]] = []
         seen: dict[str, list[Any]] = {}
         for spec, width, keys in machine.surveyed:
-            problem = problem_for(machine, spec, folder, width, keys, "forward")
+            problem = problem_for(machine, folder, spec, width, keys, "forward")
             survey = surveys.Survey(problem, space_of(machine, problem))
             if f"{spec} {width}" not in seen:  # the same kernels serve all sizes
                 seen[f"{spec} {width}"] = [
@@ -208,8 +213,10 @@ class Compiling:
         self.pool.close()
 
 
-def survey(results: Results, made: Tuner, machine: Machine, compiling: Compiling, reserve: float) -> None:
-    """Measure whole spaces, then replay searches on them."""
+def survey(
+    results: Results, made: Tuner, machine: Machine, compiling: Compiling, reserve: float
+) -> dict[str, surveys.Survey]:
+    """Measure whole spaces; those that there was time for, by name."""
     done: dict[str, surveys.Survey] = {}
     for number, one in enumerate(compiling.surveys):
         name = f"{one.problem.program.name} D={one.problem.widths[0]} N={one.problem.sizes['N']}"
@@ -221,11 +228,18 @@ def survey(results: Results, made: Tuner, machine: Machine, compiling: Compiling
                 results.say(f"survey of {name}: not enough time ({len(found)} compiled)")
                 continue
             done[name] = one
+            results.surveys[name] = {"first": one.first, "second": one.second}
+            results.write()
             results.say(f"survey of {name}: {len(found)} configs measured in {one.measuring:.0f} s, best {one.best()}")
             if not whole:
                 results.failures.append(f"survey of {name}: not everything was compiled in time")
         except Exception as error:
             results.fail(f"survey of {name}", error)
+    return done
+
+
+def replay(results: Results, done: dict[str, surveys.Survey]) -> None:
+    """Searches on what was measured: nothing but arithmetic, so it comes last."""
     for name, one in done.items():
         try:
             others = {f"seeds of {other}": x for other, x in done.items() if other != name}
@@ -247,25 +261,36 @@ def run(target: str, out: Path, seconds: float, jobs: int, only: Sequence[str], 
         device = torch.device(target)
         results = Results(out, Store(folder / "store"), record.environment(device), begun + seconds, begun=begun)
         beside = max(1, jobs // 2) if target != "cpu" and "survey" in only else 0
-        made = Tuner(results.store, str(folder), max(1, jobs - beside), command, timeouts=(90.0, 45.0), seed=1)
+        made = Tuner(
+            results.store,
+            str(folder),
+            max(1, jobs - beside),
+            command,
+            timeouts=(90.0, 45.0 if target == "cpu" else 20.0),
+            seed=1,
+        )
         pool = Pool(beside, command, {"ATTNC_CACHE_DIR": str(folder)}) if beside else made.pool
         try:
             compiling = (
                 Compiling(results, machine, folder, pool, beside or jobs) if "survey" in only and beside else None
             )
-            first, *rest = machine.shapes
-            if "table" in only:
-                table(results, made, machine, folder, [first], reserve=0.25 * seconds)
+            first = next(iter(machine.shapes))
+            done: dict[str, surveys.Survey] = {}
+            alone, last = len(only) == 1, 0.1 * seconds if "survey" in only else 0.0
+            cells = cells_of(machine) if "table" in only else []
+            cold, warm = (deque(x for x in cells if (x[2] == first) == begins) for begins in (True, False))
+            tune_all(results, made, machine, folder, cold, True, last if alone else 0.5 * seconds)
             if "survey" in only:
                 compiling = compiling or Compiling(results, machine, folder, pool, jobs)
-                survey(results, made, machine, compiling, reserve=0.2 * seconds if len(only) > 1 else 0.0)
+                done = survey(results, made, machine, compiling, last if alone else 0.25 * seconds)
                 compiling.close()
-            if "table" in only:
-                table(results, made, machine, folder, rest, reserve=0.0)
+            tune_all(results, made, machine, folder, cold, True, last)
+            tune_all(results, made, machine, folder, warm, False, last)
             if "specs" in only:
-                cells = [(x, w, first, kind) for kind in ("saving", "forward") for w in (64, 128)
-                         for x in (CASES if kind == "saving" else OTHERS)]  # fmt: skip
-                run_all(results, made, machine, folder, cells, 0.0, lambda n: False)
+                rest: deque[Cell] = deque((x, w, first, "saving") for w in (64, 128) for x in CASES)
+                rest.extend((x, w, first, "forward") for w in (64, 128) for x in OTHERS)
+                tune_all(results, made, machine, folder, rest, False, last)
+            replay(results, done)
         finally:
             made.close()
             pool.close()

@@ -1,8 +1,9 @@
 // Runs the source of a CUDA kernel on a CPU: the threads of a block as coroutines, one block after the other.
 //
 // What the hardware does for several threads at once (matrix products, `ldmatrix`, shuffles, barriers) waits for all of
-// them and checks that they ask for the same; fragments are laid out as the PTX manual has them (9.7.14). Copies by
-// `cp.async` arrive as late as they may. Shared memory holds NaN before a block begins.
+// them and checks that they ask for the same; fragments are laid out as the PTX manual has them (9.7.14). A warp goes on
+// until the block must wait for another. Copies by `cp.async` arrive as late as they may. Shared memory holds NaN before
+// a block begins.
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -43,7 +44,8 @@ struct Copy {
 struct Thread {
   void* stack_pointer;
   Index index;
-  bool done;
+  bool done, waiting;  // for the whole block
+  unsigned turn;
   std::vector<Copy> open;
   std::deque<std::vector<Copy>> groups;
 };
@@ -107,7 +109,11 @@ static void together(Group& group, int index, const char* what, T& mine, F combi
     combine((T**)group.of);
     ++group.turn;
   } else {
+    now->waiting = &group == &block;
+    now->turn = turn;
+    Thread* self = now;
     while (group.turn == turn) yield();
+    self->waiting = false;
   }
 }
 
@@ -134,14 +140,20 @@ static void launch(void (*kernel)(const long long* const*), int blocks, int coun
       frame[1] = nullptr;
       threads[n].stack_pointer = frame - 6;
       threads[n].index.x = n;
-      threads[n].done = false;
+      threads[n].done = threads[n].waiting = false;
     }
     for (int left = count; left;) {
-      for (int n = 0; n < count; ++n) {
-        now = &threads[backwards ? count - 1 - n : n];
-        if (now->done) continue;
-        emulated_switch(&scheduler, now->stack_pointer);
-        left -= now->done;
+      for (int first = 0; first < count; first += 32) {  // each warp as far as it comes without the others
+        for (bool moved = true; moved;) {
+          moved = false;
+          for (int n = first; n < first + 32; ++n) {
+            now = &threads[backwards ? count - 1 - n : n];
+            if (now->done || (now->waiting && now->turn == block.turn)) continue;
+            emulated_switch(&scheduler, now->stack_pointer);
+            left -= now->done;
+            moved = true;
+          }
+        }
       }
     }
   }

@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 from strategies import masks
 
 from attnc.analyse.mask import analyse_mask
+from attnc.analyse.mask.beyond import hides_beyond
 from attnc.analyse.scalar import evaluate
 from attnc.analyse.visibility import Range, Visibility
 from attnc.ir.build import apply, index, literal, param, read, size
-from attnc.ir.nodes import Input, Kind, Literal, Node
+from attnc.ir.nodes import Input, Kind, Literal, Node, Read
+from attnc.ir.traverse import postorder
 
 I, J = index("i"), index("j")  # noqa: E741
 SPAN = read(Input("span", Kind.INT, (size("H"),)), (index("h"),))
@@ -167,6 +169,30 @@ def test_random_masks_of_grids_and_heads(case: tuple[Node, dict[str, object], to
 def test_divisors_from_data(case: tuple[Node, dict[str, object], torch.Tensor, torch.Tensor]) -> None:
     mask, env, rows, keys = case
     check(analyse_mask(mask), env, rows, keys)
+
+
+def _reads_by_key(mask: Node) -> bool:
+    return any(isinstance(node, Read) and "j" in node.axes for node in postorder(mask))
+
+
+@settings(max_examples=400, deadline=None)
+@given(cases(st.one_of(masks().filter(lambda mask: not _reads_by_key(mask)), grid_masks())))
+def test_what_hides_keys_past_the_last(case: tuple[Node, dict[str, object], torch.Tensor, torch.Tensor]) -> None:
+    mask, env, *_ = case
+    m, n = int(str(env["M"])), int(str(env["N"]))
+    if hides_beyond(mask):
+        i, j = torch.arange(n - m, n)[:, None], torch.arange(n, n + 40)[None]
+        assert not torch.as_tensor(evaluate(mask, {**env, "i": i, "j": j})).any()
+
+
+def test_causal_masks_hide_keys_past_the_last() -> None:
+    causal, reach = op("le", J, I), op("lt", op("sub", I, J), 7)
+    assert hides_beyond(causal)
+    assert hides_beyond(apply("and", reach, causal))
+    assert hides_beyond(apply("or", op("lt", op("add", J, 3), I), causal))
+    assert not hides_beyond(reach)
+    assert not hides_beyond(apply("or", causal, op("lt", J, 5)))
+    assert not hides_beyond(op("le", J, op("add", I, 1)))
 
 
 def test_the_check_notices_a_wrong_claim() -> None:

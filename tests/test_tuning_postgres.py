@@ -9,13 +9,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from test_tuning_search import check_sharing
-
-BIN = next((folder for folder in sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), None)
+from test_tuning_search import check_sharing, check_tuners
 
 
 def find(program: str) -> str | None:
-    return shutil.which(program) or (str(BIN / program) if BIN and (BIN / program).exists() else None)
+    """The path of a program of PostgreSQL: Debian keeps some of them outside of PATH."""
+    folders = sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    return shutil.which(program) or next((str(x / program) for x in folders if (x / program).exists()), None)
+
+
+def install() -> None:
+    """Debian's package, where the tests may install it: in CI, as root."""
+    if find("initdb") or not os.environ.get("ATTNC_TESTS_INSTALL") or os.getuid() != 0 or not shutil.which("apt-get"):
+        return
+    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+    for command in (["update"], ["install", "-y", "--no-install-recommends", "postgresql"]):
+        subprocess.run(["apt-get", *command], capture_output=True, check=True, timeout=600, env=environment)
 
 
 def as_postgres(*command: str) -> list[str]:
@@ -31,6 +40,7 @@ def as_postgres(*command: str) -> list[str]:
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a database of a server that listens on a socket in a temporary folder only."""
     pytest.importorskip("psycopg")
+    install()
     initdb, control, create = find("initdb"), find("pg_ctl"), find("createdb")
     if not (initdb and control and create):
         pytest.skip("PostgreSQL is not installed (apt-get install postgresql)")
@@ -60,3 +70,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.mark.slow
 def test_processes_share_a_database(server: str) -> None:
     check_sharing(server)
+
+
+@pytest.mark.slow
+def test_tuners_share_a_database(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_WAYS", "usual good slow a b c d e")
+    check_tuners(server, tmp_path)

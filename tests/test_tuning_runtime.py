@@ -219,9 +219,3 @@ def test_tune_on_tunes_in_the_call(backend: FakeBackend, monkeypatch: pytest.Mon
 def test_tune_is_one_of_four() -> None:
     with pytest.raises(attnc.ArgumentError, match="did you mean `cached`"):
         attnc.loads(TEXT, tune="cache")
-
-
-def test_compiling_ahead_of_time_takes_the_default(backend: FakeBackend, tmp_path: Path) -> None:
-    (tmp_path / "one.attn").write_text(TEXT)
-    attnc.compile(tmp_path / "one.attn", "cpu", tmp_path / "out", dtypes=["f32"], head_dims=[8])
-    assert backend.configs == [{}]

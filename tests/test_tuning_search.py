@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,13 +20,14 @@ from attnc.autotune import session
 from attnc.autotune.key import key_of
 from attnc.autotune.pool import Pool, Worker, exclusively
 from attnc.autotune.problem import Problem
-from attnc.autotune.record import Observation
+from attnc.autotune.record import Observation, name_of
 from attnc.autotune.run import Failed, Progress
 from attnc.autotune.search import Search, feasible
 from attnc.autotune.store import Store
 from attnc.autotune.tuner import Budget, Tuner
 from attnc.autotune.winner import winner
-from attnc.backends.protocol import Choice, Space, Target, Workload
+from attnc.backends.protocol import Choice, Config, Space, Target, Workload
+from attnc.errors import ArgumentError, TargetError
 from attnc.grammar.source import Source
 from attnc.jit import recall_spec
 from attnc.spec import Spec
@@ -142,6 +145,33 @@ def test_small_spaces_are_searched_whole() -> None:
     assert sorted(map(str, asked)) == sorted(map(str, feasible(space)))
 
 
+def test_configs_that_make_the_same_kernel_are_tried_once() -> None:
+    def settled(config: Config) -> Config:
+        return {**config, "b": 1} if config["a"] == 1 else config
+
+    space = replace(numbers("a", "b"), excluded=lambda config: None, settled=settled)
+    assert space.problem({"a": 1, "b": 4}) == "it says the same as {'a': 1, 'b': 1}"
+    for budget in (36, 20):  # the whole space, a part of it
+        search = Search(space, "t", None, budget, 0)
+        asked = []
+        while len(asked) < budget and (suggestion := search.ask()):
+            asked.append(suggestion.config)
+            search.tell(suggestion, float(suggestion.config["a"]))
+        assert all(space.problem(config) is None for config in asked)
+        assert len({str(config) for config in asked}) == len(asked) == (31 if budget == 36 else 20)
+
+
+def test_a_sampler_that_likes_a_place_does_not_end_the_search() -> None:
+    """Of a region of which everything was tried no time is wasted; the rest is drawn from at random."""
+    space = numbers("a", "b", "c")
+    search = Search(space, "t", None, None, 0)
+    for count in range(100):
+        suggestion = search.ask()
+        assert suggestion is not None, count
+        near = suggestion.config == {"a": 1, "b": 1, "c": suggestion.config["c"]}
+        search.tell(suggestion, 0.1 if near else 1.0)
+
+
 def test_large_spaces_are_searched_where_it_pays() -> None:
     space = numbers("a", "b", "c", "d")
 
@@ -229,14 +259,78 @@ def check_sharing(storage: str) -> None:
     assert len(second) > 3
 
 
+TUNE = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+import toy_backend
+from attnc import targets
+from attnc.autotune import session
+from attnc.autotune.store import Store
+from attnc.autotune.tuner import Budget, Tuner
+from test_tuning_search import problem
+targets.BACKENDS["toy"] = toy_backend.ToyBackend
+where = Path(sys.argv[2])
+made = Tuner(Store(where / "store"), str(where / "scratch"), 1, toy_backend.worker_command(), timeouts=(30.0, 30.0))
+print("ready", flush=True)
+sys.stdin.readline()
+session.tune(made, problem(), Budget(trials=100), sys.argv[1], cold=True)
+made.close()
+"""
+
+
+def check_tuners(storage: str, folder: Path) -> None:
+    """Two tuners on one study: together they try everything, hardly anything twice, and each knows a winner."""
+    environment = {
+        **os.environ,
+        "TOY_WAYS": "usual good slow a b c d e",
+        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+        "ATTNC_CACHE_DIR": str(folder / "cache"),
+    }
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-c", TUNE, storage, str(folder / name), str(Path(__file__).parent)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=environment,
+        )
+        for name in ("one", "two")
+    ]
+    asked(running)
+    assert [one.returncode for one in running] == [0, 0]
+    stores = [Store(folder / name / "store") for name in ("one", "two")]
+    tried = [
+        [name_of(x.config) for x in store.all() if isinstance(x, Observation) and x.config and x.stage == "screen"]
+        for store in stores
+    ]
+    space = toy_backend.ToyBackend().space(None, None, None, {})  # type: ignore[arg-type]
+    assert set(tried[0] + tried[1]) == {name_of(config) for config in feasible(space)} - {name_of(space.default)}
+    assert len(tried[0]) + len(tried[1]) <= len(set(tried[0] + tried[1])) + 2  # both may begin one at one moment
+    assert min(map(len, tried)) >= 2
+    assert all(winner(store.all(), space) for store in stores)
+    both = Store(folder / "both")
+    assert [both.merge(store.all()) for store in stores][1] > 0
+    assert winner(both.all(), space)["way"] not in ("usual", "slow")  # type: ignore[index]
+
+
 @pytest.mark.slow
 def test_processes_share_a_journal(tmp_path: Path) -> None:
     check_sharing(str(tmp_path / "journal"))
 
 
-def test_sqlite_is_refused() -> None:
-    with pytest.raises(ValueError, match="SQLite"):
+@pytest.mark.slow
+def test_tuners_share_a_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_WAYS", "usual good slow a b c d e")
+    check_tuners(str(tmp_path / "journal"), tmp_path)
+
+
+def test_a_study_that_cannot_be_is_told() -> None:
+    with pytest.raises(ArgumentError, match="SQLite"):
         Search(numbers("a"), "t", "sqlite:///x.db", None, 0)
+    for url in ("postgresql+psycopg://nobody@127.0.0.1:9/none", "nothing://x"):
+        with pytest.raises(TargetError, match="database cannot be used"):
+            Search(numbers("a"), "t", url, None, 0)
 
 
 def test_one_process_measures_on_a_device() -> None:
@@ -270,6 +364,16 @@ for line in sys.stdin:
     assert worker.ask({"do": "hang"}, 0.5)["status"] == "timeout"
     assert time.monotonic() - begun < 10
     assert worker.ask({"do": "x"}, 20.0)["status"] == "ok"
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    old = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.5)
+    with pytest.raises(KeyboardInterrupt):
+        worker.ask({"do": "hang"}, 20.0)
+    signal.signal(signal.SIGALRM, old)
+    assert worker.ask({"do": "x"}, 20.0) == {"status": "ok"}  # not the answer to what was interrupted
     worker.close()
     dying = Worker((sys.executable, "-c", "import os; os.abort()"))
     assert dying.ask({}, 20.0) == {"status": "crash", "message": "the process ended with signal SIGABRT"}

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import random
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -152,7 +155,7 @@ def test_links_of_folders_are_not_followed(part: str, store: Store, tmp_path: Pa
 
 
 @pytest.mark.slow
-def test_a_million_files_are_not_read(
+def test_of_too_many_records_the_same_few_are_read(
     store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stores, "MOST", 3)
@@ -219,3 +222,74 @@ def test_oversized_bundles_are_refused(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(BundleError, match="bytes"):
         read_bundle(path)
     assert search_bundle(path, KEY) == []
+
+
+class Entry:
+    """What ``os.scandir`` yields."""
+
+    def __init__(self, number: int) -> None:
+        self.name = f"{number:064x}.json"
+
+    def is_file(self, follow_symlinks: bool) -> bool:
+        return True
+
+
+class Scan:
+    """A folder of as many files; ``seen`` counts those that were looked at."""
+
+    def __init__(self, files: int) -> None:
+        self.files, self.seen = files, 0
+
+    def __enter__(self) -> Scan:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def __iter__(self) -> Iterator[Entry]:
+        for number in range(self.files):
+            self.seen = number
+            yield Entry(number)
+
+
+def test_a_folder_of_a_million_files_is_left_out_soon(
+    store: Store, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scandir, full = os.scandir, Scan(10**6)
+    monkeypatch.setattr(os, "scandir", lambda path: full if Path(path).name == "obs" else scandir(path))
+    begun = time.monotonic()
+    assert store.records(KEY) == [pin()]
+    assert time.monotonic() - begun < 5
+    assert full.seen == stores.SCANNED
+    assert len(warned(caplog)) == 1
+    assert "obs holds more than 100000 files and is left out" in warned(caplog)[0]
+
+
+def test_a_store_of_a_million_keys_is_listed_in_part(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    scandir, full = os.scandir, Scan(10**6)
+    monkeypatch.setattr(Entry, "is_dir", lambda self, follow_symlinks: True, raising=False)
+    monkeypatch.setattr(os, "scandir", lambda path: full if Path(path).name == "v1" else scandir(path))
+    assert list(store.key_names()) == []  # none of them is a key
+    assert full.seen <= stores.SCANNED
+
+
+def test_bundles_that_are_links_pipes_or_devices_are_not_looked_into(
+    store: Store, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole, named_pipe, link = tmp_path / "whole.jsonl", tmp_path / "pipe.jsonl", tmp_path / "link.jsonl"
+    write_bundle(whole, store.all())
+    os.mkfifo(named_pipe)
+    link.symlink_to(whole)
+    (tmp_path / "null.jsonl").symlink_to("/dev/zero")
+    (tmp_path / "folder.jsonl").mkdir()
+    for name in ("pipe", "link", "null", "folder"):
+        assert search_bundle(tmp_path / f"{name}.jsonl", KEY) == []
+    assert len(warned(caplog)) == 4
+
+
+def test_keys_are_listed_without_their_records(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = key(workload__dtype="f16")
+    store.put(observation(other))
+    (store.folder(KEY) / "key.json").write_text("{}")  # says nothing of this key
+    monkeypatch.setattr(Store, "records", lambda *_: 1 / 0)
+    assert list(store.each_key()) == [other]

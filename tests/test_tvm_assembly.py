@@ -20,16 +20,34 @@ from attnc.backends.tvm.compile import compile_plan
 from attnc.backends.tvm.kernel import CpuKernel
 
 X86 = platform.machine() == "x86_64"
-PROCESSORS = {"aarch64": 24, **({"haswell": 12, "skylake-avx512": 24} if X86 else {})}
+PROCESSORS = {"aarch64": 20, **({"haswell": 12, "skylake-avx512": 24} if X86 else {})}
 """And how many accumulators there are: as many as registers have room for."""
 STORE = re.compile(r"(vmov\w+\s+%[xyz]mm\d+,\s.*\(|st[rp]\s+q)")
 SPEC = "mask causal and i - j < 512 score softcap(dot(q, k) * scale, 30)"
 
 
+SCALAR = re.compile(r"(v?(mul|add|sub|div|max|min)ss|vf[n]?m(add|sub)\d+ss)\s|f(mul|add|sub|div|madd|msub|nmsub)\s+s\d")
+
+
 @cache
-def kernel(arch: str) -> CpuKernel:
+def kernel(arch: str, dtype: str = "f32") -> CpuKernel:
     plan = lower_program_to_plan(specialized(SPEC, 64, 64))
-    return compile_plan(plan, Workload("f32", (), False), Target("cpu", arch))
+    return compile_plan(plan, Workload(dtype, (), False), Target("cpu", arch))
+
+
+def inner_loops(assembly: str) -> list[list[str]]:
+    """The instructions of loops without jumps inside: from a label to the jump back to it."""
+    found, body, label = [], list[str](), ""
+    for line in assembly.splitlines():
+        if start := re.match(r"(\.L(?!tmp)\w+):", line):
+            body, label = [], start[1]
+        elif line.startswith("\t") and not line.startswith("\t."):
+            body.append(line.strip())
+            if jump := re.match(r"\t(?:j\w+|b\.\w+|cbn?z|tbn?z)\s.*?(\.L\w+)$", line):
+                if jump[1] == label:
+                    found.append(body)
+                body, label = [], ""
+    return found
 
 
 def blocks(assembly: str) -> list[list[str]]:
@@ -55,6 +73,31 @@ def test_accumulators_stay_in_registers(arch: str) -> None:
         if adds == wanted and len(block) <= 2 * wanted + 2 and not any(STORE.match(line) for line in block):
             loops.append(block)
     assert loops
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("arch", list(PROCESSORS))
+def test_inner_loops_are_of_vectors(arch: str, dtype: str) -> None:
+    """Products, weights and sums: what is done for each pair is done for a vector of rows, in whole tiles and edges.
+
+    The states of parts of few rows are merged a row at a time, in one loop.
+    """
+    loops = inner_loops(kernel(arch, dtype).texts["kernel.s"])
+    multiply = re.compile(r"fmla\s+v\d+\.4s" if arch == "aarch64" else r"vfmadd\d+ps")
+    busy = [loop for loop in loops if sum(bool(multiply.match(line)) for line in loop) >= 8]
+    assert len(busy) >= 6  # products, weights, sums; of whole tiles, of edges
+    scalar = [[line for line in loop if SCALAR.match(line)] for loop in busy]
+    assert len(list(filter(None, scalar))) <= 1, scalar
+
+
+@pytest.mark.parametrize("arch", list(PROCESSORS))
+def test_whole_tiles_spill_nothing(arch: str) -> None:
+    """The two busiest loops store nothing: their accumulators, rows and elements fit the registers."""
+    loops = inner_loops(kernel(arch).texts["kernel.s"])
+    adds = [sum("fmadd" in line or line.startswith("fmla") for line in loop) for loop in loops]
+    of_products = [loop for loop, count in zip(loops, adds, strict=True) if count == 4 * PROCESSORS[arch]]
+    assert of_products  # four elements a turn
+    assert not [line for loop in of_products for line in loop if STORE.match(line)]
 
 
 @pytest.mark.parametrize("arch", list(PROCESSORS))

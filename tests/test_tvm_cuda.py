@@ -52,6 +52,11 @@ def test_head_widths(widths: tuple[int, int], dtype: str, seed: int) -> None:
     make(find("causal").at(D=widths[0], E=widths[1], M=70, N=150, B=1), dtype, seed).check()
 
 
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_widths_that_fit_no_instruction(dtype: str, seed: int) -> None:
+    make(find("causal").at(D=17, E=5), dtype, seed).check()
+
+
 SHAPES = [(1, 1), (1, 300), (5, 3), (16, 16), (17, 61), (63, 64), (64, 128), (130, 70), (70, 130), (300, 200)]
 
 
@@ -90,6 +95,7 @@ def test_strides(name: str, dtype: str, seed: int) -> None:
         (q, torch.stack((k, k), -1).flatten(-2)[..., ::2], v),
         (q, k, torch.cat((v.new_zeros(*v.shape[:-1], 3), v), -1)[..., 3:]),
         (torch.cat((q, q[..., :1]), -1)[..., :-1], k, torch.cat((v, v), -1)[..., : v.shape[-1]]),
+        (q, torch.cat((k[..., :2], k, k[..., :6]), -1)[..., 2:-6], v),
     ]
     for data.q, data.k, data.v in varied:
         out, _ = data.results()

@@ -11,6 +11,7 @@ import sys
 import traceback
 from dataclasses import replace
 
+import block_routes
 import listed_cases
 import route_borders
 import routed_cases
@@ -202,6 +203,16 @@ def compare_borders(request: dict[str, object]) -> None:
     route_borders.compare(str(request["case"]), int(request["seed"]), "triton", *request.get("sizes", ()))  # type: ignore[call-overload, misc]
 
 
+def compare_choice(request: dict[str, object]) -> None:
+    """What kernels choose against what torch does."""
+    block_routes.compare_choice(str(request["route"]), str(request["dtype"]), int(request["seed"]), TARGET)  # type: ignore[call-overload]
+
+
+def compare_block_route(request: dict[str, object]) -> None:
+    """An operator whose queries choose blocks."""
+    block_routes.compare_operator(str(request["route"]), str(request["dtype"]), int(request["seed"]))  # type: ignore[call-overload]
+
+
 def compare_library(request: dict[str, object]) -> dict[str, float]:
     """Largest errors of the functions that slots call: relative, absolute below 1."""
     from triton_library import errors
@@ -220,6 +231,8 @@ ACTIONS = {
     "routed": compare_routed,
     "choices": compare_choices,
     "borders": compare_borders,
+    "choice": compare_choice,
+    "block route": compare_block_route,
     "gradients": compare_gradients,
     "gradient strides": compare_gradient_strides,
     "gradient bits": compare_gradient_bits,

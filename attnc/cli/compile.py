@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from attnc import api
 from attnc.bundle import Bundle
 from attnc.cli.console import Exit, err, fail, out, progress
 from attnc.compiler import Stop, compile_spec
+from attnc.errors import ArgumentError
 from attnc.grammar.source import Source
 from attnc.ir.printer import print_program
 from attnc.jit import JustInTime, recall_spec
@@ -44,6 +46,8 @@ class Request:
     widths: list[Widths]
     dtypes: list[str]
     lse: bool
+    shapes: Sequence[str] = ()
+    hardware: str | None = None
 
     def just_in_time(self) -> JustInTime:
         return JustInTime(recall_spec(spec_of(self.spec, self.constants)), self.backend)
@@ -53,6 +57,21 @@ def spec_of(argument: str, constants: Constants) -> Spec:
     """The spec that the argument of a command names."""
     path, name = api.split_name(Path(argument), None)
     return Spec(Source(str(path), path.read_text(encoding="utf-8")), name, constants, (path.parent,))
+
+
+def numbers_of(text: str) -> dict[str, int]:
+    """``B=1,H=8`` as a dict.
+
+    Raises:
+        ArgumentError: it is none.
+    """
+    given: dict[str, int] = {}
+    for part in filter(None, text.replace(" ", "").split(",")):
+        name, _, number = part.partition("=")
+        if not number.isdigit():
+            raise ArgumentError("shapes", f"`{part}`: write NAME=NUMBER")
+        given[name] = int(number)
+    return given
 
 
 def widths_of(text: str) -> Widths:
@@ -101,12 +120,17 @@ def compile_to(request: Request, folder: Path) -> None:
             head_dims=request.widths,
             dtypes=request.dtypes,
             lse=request.lse,
+            shapes=[numbers_of(text) for text in request.shapes],
+            hardware=request.hardware,
             progress=lambda name: status.update(f"compiling {name}") if status else None,
         )
     took = time.perf_counter() - started
     out.print(f"{made.name}: wrote {folder} in {took:.1f} s", markup=False)
     for missing in Bundle(folder).missing:
         err.print(f"{folder} holds no machine code: {missing}", markup=False)
+    if request.shapes:
+        found = len({bucket for *_, bucket in Bundle(folder).tuned})
+        out.print(f"tuned for {found} buckets of sizes; `attnc store explain` says why not for others", markup=False)
 
 
 def default_folder(request: Request) -> Path:

@@ -15,6 +15,7 @@ import attnc
 from attnc import cache, targets
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.tvm.cuda import nvcc
+from attnc.backends.tvm.machine import runs_here
 from attnc.cli.console import out
 from attnc.errors import TargetError
 from attnc.grammar.source import Source
@@ -105,7 +106,8 @@ def _runs(target: Target) -> tuple[bool, str]:
 
     match target.kind:
         case "cpu":
-            return True, ""
+            runs = runs_here(target.arch)
+            return runs, "" if runs else f"the processor here is {platform.machine()}"
         case "cuda" if torch.cuda.is_available() and not torch.version.hip:
             here = parse_target("cuda")
             return here == target, "" if here == target else f"the GPU here is {here}"

@@ -101,6 +101,13 @@ def compile(
         typer.Option("--dtype", help="bf16, f16, f32 or f64. May be repeated. [bf16, f16; on the CPU bf16, f32]"),
     ] = None,
     lse: Annotated[bool, typer.Option("--lse", help="Also kernels that return the log-sum-exp.")] = False,
+    shapes: Annotated[
+        list[str] | None,
+        typer.Option("--shapes", "-s", metavar="B=1,H=8,N=1024", help="Also a tuned kernel for calls of such sizes."),
+    ] = None,
+    hardware: Annotated[
+        str | None, typer.Option("--hardware", help="Whose results to take, as `attnc store ls` calls it. [this one]")
+    ] = None,
     emit: Annotated[Emit | None, typer.Option("--emit", help="Print one stage of the compiler instead.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -114,6 +121,8 @@ def compile(
             [compiling.widths_of(text) for text in head_dim or []],
             dtype or [],
             lse,
+            shapes or [],
+            hardware,
         )
         if emit:
             compiling.emit(request, emit)

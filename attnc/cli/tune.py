@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from attnc.autotune.data import resolve_extents
+from attnc.autotune.data import complete_sizes
 from attnc.autotune.given import problem_of, read_call
 from attnc.autotune.key import key_of
 from attnc.autotune.lookup import find
@@ -20,7 +20,7 @@ from attnc.autotune.record import Observation
 from attnc.autotune.store import Store
 from attnc.backends.protocol import Workload
 from attnc.bundle import default_inputs
-from attnc.cli.compile import spec_of
+from attnc.cli.compile import numbers_of, spec_of
 from attnc.cli.console import Exit, err, fail, out, print_table
 from attnc.errors import ArgumentError, TargetError
 from attnc.jit import Checked, recall_spec
@@ -30,7 +30,6 @@ from attnc.targets import backend_for, parse_target
 if TYPE_CHECKING:
     from attnc.autotune.run import Progress as State
 
-DEFAULTS = {"B": 1, "H": 8, "N": 1024, "D": 64}
 USUAL = {"cpu": ["f32"], "cuda": ["bf16"], "hip": ["bf16"]}
 
 
@@ -83,18 +82,8 @@ def _of_training(call: Problem, names: tuple[str, ...], wanted: Wanted) -> Itera
 
 
 def sizes_of(text: str, checked: Checked) -> tuple[dict[str, int], tuple[int, int]]:
-    """``B=1,H=8,N=4096,D=128`` as sizes and head widths; G is H, M is N and E is D where they are not given."""
-    known = ("B", "H", "G", "M", "N", "D", "E", *checked.program.extents)
-    given: dict[str, int] = {}
-    for part in filter(None, text.replace(" ", "").split(",")):
-        name, _, number = part.partition("=")
-        if name not in known or not number.isdigit() or int(number) == 0:
-            raise ArgumentError("shapes", f"`{part}`: write NAME=NUMBER with a name out of {' '.join(known)}")
-        given[name] = int(number)
-    found = {**DEFAULTS, **given}
-    found = {"G": found["H"], "M": found["N"], "E": found["D"], **found}
-    widths = found.pop("D"), found.pop("E")
-    return resolve_extents(checked.program, found), widths
+    """``B=1,H=8,N=4096,D=128`` as sizes and head widths; what is left out follows, or is usual."""
+    return complete_sizes(numbers_of(text), checked.program)
 
 
 def run(
@@ -126,11 +115,13 @@ def run(
     tasks = problems(wanted)
     rows: list[tuple[Problem, State | None, str]] = []
     interrupted = False
+    seen: dict[str, State] = {}
     columns = TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[state]}"), TimeElapsedColumn()
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as bars:
         bar = bars.add_task("", state="", total=None)
 
         def watch(state: State) -> None:
+            seen[title(state.problem)] = state
             bars.update(bar, completed=state.trials, state=_line(state))
 
         with tuner(store, watch, jobs or None) as made:
@@ -142,6 +133,7 @@ def run(
                 except (Failed, TargetError) as error:
                     rows.append((problem, None, str(error)))
                 except KeyboardInterrupt:
+                    rows.append((problem, seen.get(title(problem)), ""))
                     interrupted = True
                     break
     print_table(_table(rows))

@@ -6,6 +6,7 @@ what is around them is eager.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,29 +30,31 @@ from attnc.routing.kept import Kept
 from attnc.routing.lower import LISTS, TOKENS, Part, combines, is_choice, parts_of, vanishes
 from attnc.routing.pools import window_count
 from attnc.routing.regroup import Regrouped, saves
+from attnc.routing.router import Chooser
 from attnc.routing.selecting import Selecting, from_words, words_of
 from attnc.signature import Signature, size_value
 from attnc.validate import check_call, split
 
 if TYPE_CHECKING:
-    from attnc.backends.protocol import Backend
     from attnc.op import Op
+    from attnc.plan import Plan
+    from attnc.runtime import KernelSource
 
 STRETCH = 1 << 26
 """Pairs of a head looked at together, where it must be known which rows see a key."""
 
 
 class Composite:
-    """The steps of one program. ``make`` turns the plain program of a part into an operator; ``backend`` says what runs
-    on a type of device.
+    """The steps of one program. ``make`` turns the plain program of a part into an operator, of kernels of ``source``.
 
     Raises:
         NotLowerable: a part has no plain program.
     """
 
-    def __init__(self, program: Program, make: Callable[[Program], Op], backend: Callable[[str], Backend]) -> None:
+    def __init__(self, program: Program, make: Callable[[Program], Op], source: KernelSource) -> None:
         self.program = program
-        self._backend = backend
+        self._source = source
+        self._plans: dict[tuple[str, int, int], Plan] = {}
         self.signature = Signature.of(program)
         self.parts = [(part, make(part.plain)) for part in parts_of(program)]
         self.regrouped = {part.name: Regrouped.of(part.plain, part.body, make) for part, _ in self.parts}
@@ -64,6 +67,9 @@ class Composite:
         """Whether to gather keys that were chosen one by one, where that can be done; ``None``: where it pays."""
         self.used: dict[str, str] = {}
         """How each attention was run last: ``kept``, ``sorted``, ``gathered``, ``regrouped`` or ``masked``."""
+        self.choosers = {
+            part.name: Chooser(part.routed, source) for part, _ in self.parts if part.routed and part.listed
+        }
         self.listed = {part.name: make(part.listed) for part, _ in self.parts if part.listed is not None}
         self.regroups: bool | None = None
         """Whether to regroup queries by what they chose; ``None``: where it pays."""
@@ -109,12 +115,12 @@ class Composite:
         ``states`` are the choices of such a call before (:meth:`choose_all`), which are made if they are not given.
         """
         sizes = check_call(self.program, self.signature, q, k, v, values)
-        call = self.call(q, k, v, values, sizes)
-        chosen = self._made(call, None if states is None else list(states))
+        call = functools.cache(lambda: self.call(q, k, v, values, sizes))
+        chosen = {} if states is None else self._taken(call(), list(states))
         given = dict(zip(self.signature.names, values, strict=True))
         if not self.program.branches:
             ((part, op),) = self.parts
-            return self._attend(part, op, call, (q, k, v), given, lse, chosen[part.name])
+            return self._attend(part, op, call, sizes, (q, k, v), given, lse, chosen.get(part.name))
         outputs: dict[tuple[str, ...], Tensor] = {}
         rows: dict[str, Tensor] = {}
         used = combines(self.program)
@@ -124,15 +130,15 @@ class Composite:
         for part, op in self.parts:
             has_lse = log_denominator(part.body.weight) is not None
             wants = part.name in merged or (must_see and has_lse)
-            found = self._attend(part, op, call, (q, k, v), given, wants, chosen[part.name])
+            found = self._attend(part, op, call, sizes, (q, k, v), given, wants, chosen.get(part.name))
             outputs[part.name,], rows[part.name] = found if wants else (found, found)
             if must_see:
-                sees |= rows[part.name] > float("-inf") if wants else self._sees(part, call, chosen[part.name])
+                sees |= rows[part.name] > float("-inf") if wants else self._sees(part, call(), chosen.get(part.name))
         for node in used:
             if len(node.names) > 1:
                 found = [outputs[name,].to(rows[name].dtype) for name in node.names]
                 outputs[node.names] = merge(found, [rows[name] for name in node.names])
-        output = self._combined(call, outputs, sees if must_see else None).to(q.dtype)
+        output = self._combined(call(), outputs, sees if must_see else None).to(q.dtype)
         if not lse:
             return output
         if self.program.body.output not in used or not merged:
@@ -151,7 +157,7 @@ class Composite:
             for x, number in zip(self.signature.parameters, numbers, strict=True)
         }
         named = {x.name: tensor for x, tensor in zip(self.signature.inputs, inputs, strict=True)}
-        env = {**sizes, "h": heads, **{name: x.tolist() for name, x in params.items()}, **named}
+        env = {**sizes, "h": heads, **dict(zip(params, numbers, strict=True)), **named}
         groups = torch.as_tensor(evaluate(self.program.group, env)).expand(sizes["H"]).to(q.device)
         tokens = Widened(dict(zip("qkv", (q, k, v), strict=True)), compute)
         return Call(tokens, named, params, sizes, groups)
@@ -168,9 +174,7 @@ class Composite:
         return choose(call, part.body.mask, part.body.routes, most, self.selecting[part.name])
 
     def _most(self, part: Part, call: Call) -> int | None:
-        """The length of the lists that an attention reads; ``None`` where it reads words."""
-        if (listed := self._listed(part, call)) is not None:
-            return size_value(listed.program.inputs[-1].dims[-1], call.sizes)
+        """The length of the lists that an attention gathers by; ``None`` where it reads words."""
         gathered = self.gathered[part.name]
         if gathered is None or len(part.body.routes) > 1 or not self._gathers(gathered, call):
             return None
@@ -183,13 +187,16 @@ class Composite:
 
     def choose_all(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any]) -> list[Tensor]:
         """The choices of a call as tensors: lists where each query chose single keys, else words."""
-        found = self.chosen(q, k, v, values)
-        return [
-            x.contiguous()
-            for part, _ in self.parts
-            for at, choice in enumerate(found[part.name][1])
-            for x in self._as_tensors(part, at, choice, found[part.name][0])
-        ]
+        sizes = check_call(self.program, self.signature, q, k, v, values)
+        call = self.call(q, k, v, values, sizes)
+        given = dict(zip(self.signature.names, values, strict=True))
+        made: list[Tensor] = []
+        for part, _ in self.parts:
+            chooser = self.choosers.get(part.name)
+            found = None if chooser is None else chooser.choose(q, k, v, given, sizes)
+            choices = [found] if found else self.choices(part, call, self._most(part, call))
+            made += [x for at, choice in enumerate(choices) for x in self._as_tensors(part, at, choice, call)]
+        return [x.contiguous() for x in made]
 
     def states_like(self, q: Tensor, sizes: Mapping[str, int]) -> list[Tensor]:
         """Empty tensors like those of :meth:`choose_all`."""
@@ -212,10 +219,8 @@ class Composite:
             return list(gathered.arguments(choice, call).values())
         return [words_of(choice, part.chosen[at], call)]
 
-    def _made(self, call: Call, states: list[Tensor] | None) -> dict[str, list[Choice]]:
-        """The choices of each attention, made now or taken from ``states``."""
-        if states is None:
-            return {part.name: self.choices(part, call, self._most(part, call)) for part, _ in self.parts}
+    def _taken(self, call: Call, states: list[Tensor]) -> dict[str, list[Choice]]:
+        """The choices of each attention from what :meth:`choose_all` made."""
         found: dict[str, list[Choice]] = {}
         for part, _ in self.parts:
             found[part.name] = []
@@ -230,24 +235,30 @@ class Composite:
         self,
         part: Part,
         op: Op,
-        call: Call,
+        made: Callable[[], Call],
+        sizes: Mapping[str, int],
         tokens: Sequence[Tensor],
         given: Mapping[str, Any],
         lse: bool,
-        choices: Sequence[Choice],
+        choices: Sequence[Choice] | None,
     ) -> Any:
-        """One attention, by its operator."""
+        """One attention, by its operator. What eager steps need is ``made`` where there are some."""
         q, k, v = tokens
+        if (listed := self._listed(part, q, sizes)) is not None:
+            most = size_value(listed.program.inputs[-1].dims[-1], sizes)
+            choice = choices[0] if choices else self.choosers[part.name].choose(q, k, v, given, sizes)
+            numbers = (choice or self.choices(part, made(), most)[0]).lists(most).numbers
+            numbers = numbers.expand(sizes["B"], sizes["H"], -1, -1)
+            rest = {name: given[name] for name in listed.arguments if name != LISTS}
+            self.used[part.name] = "sorted"
+            return listed(q, k, v, return_lse=lse, **{LISTS: numbers}, **rest)
+        call = made()
+        if choices is None:
+            choices = self.choices(part, call, self._most(part, call))
         kept = self.kept[part.name]
         if kept is not None and self.keeps and q.numel() and k.numel():
             self.used[part.name] = "kept"
             return kept.run(tokens, choices, call, given, lse)
-        if (listed := self._listed(part, call)) is not None:
-            most = size_value(listed.program.inputs[-1].dims[-1], call.sizes)
-            numbers = choices[0].lists(most).numbers.expand(call.sizes["B"], call.sizes["H"], -1, -1)
-            rest = {name: given[name] for name in listed.arguments if name != LISTS}
-            self.used[part.name] = "sorted"
-            return listed(q, k, v, return_lse=lse, **{LISTS: numbers}, **rest)
         gathered = self.gathered[part.name]
         if gathered is not None and self._gathers(gathered, call):
             lists = gathered.arguments(choices[-1], call)
@@ -270,17 +281,23 @@ class Composite:
         arguments |= {name: given[name] for name in op.arguments if name not in arguments}
         return op(q, k, v, return_lse=lse, **arguments)
 
-    def _listed(self, part: Part, call: Call) -> Op | None:
+    def _listed(self, part: Part, q: Tensor, sizes: Mapping[str, int]) -> Op | None:
         """The operator that sorts queries by lists of blocks, where there is one and it pays."""
         listed = self.listed.get(part.name)
         if listed is None or self.regroups is False:
             return None
-        if not self._backend(call.device.type).regroups(listed.plan(call.sizes["D"], call.sizes["E"])):
+        if not self._source.backend_on(q.device.type).regroups(self._plan(listed, sizes["D"], sizes["E"])):
             return None
         (route,) = part.body.routes
-        block, most = (size_value(x, call.sizes) for x in (route.keys_block, listed.program.inputs[-1].dims[-1]))
-        pays = self.regroups or saves(call.sizes["N"], block, most, part.body.mask is CAUSAL)
+        block, most = (size_value(x, sizes) for x in (route.keys_block, listed.program.inputs[-1].dims[-1]))
+        pays = self.regroups or saves(sizes["N"], block, most, part.body.mask is CAUSAL)
         return listed if pays else None
+
+    def _plan(self, listed: Op, D: int, E: int) -> Plan:
+        key = listed.name, D, E
+        if key not in self._plans:
+            self._plans[key] = listed.plan(D, E)
+        return self._plans[key]
 
     def _pays(self, regrouped: Regrouped, choice: Choice, call: Call) -> bool:
         return regrouped.pays(choice, call) if self.regroups is None else self.regroups
@@ -300,13 +317,14 @@ class Composite:
         key = dense.at(part.key).flatten(2, 3).to(dtype)
         return key.expand(call.sizes["B"], call.sizes["H"], -1, -1), value
 
-    def _sees(self, part: Part, call: Call, choices: Sequence[Choice]) -> Tensor:
+    def _sees(self, part: Part, call: Call, choices: Sequence[Choice] | None) -> Tensor:
         """Which rows see a key, ``[B or 1, H or 1, M]``."""
         if part.value is not None:
             assert part.body.windows is not None
             length, stride = (int(evaluate(size, call.sizes)) for size in part.body.windows)
             count = window_count(call.sizes["N"], length, stride)
             return Dense(call, Choosers(0, call.sizes["M"]), keys=count).at(part.body.mask).any(3)
+        choices = self.choices(part, call) if choices is None else choices
         step = max(1, STRETCH // max(1, call.sizes["N"] * call.sizes["B"] * call.sizes["H"]))
         found = [
             visible_pairs(call, part.body.mask, choices, lo, min(lo + step, call.sizes["M"])).any(3)

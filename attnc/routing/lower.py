@@ -37,7 +37,8 @@ class Part:
 
     ``whole`` is the program it is a part of, ``bare`` is ``plain`` without its choices. ``visible[n]`` are the pairs
     among which route ``n`` chooses. ``listed`` is ``plain`` where each query chooses a few blocks, with the lists of
-    these as the input ``LISTS``.
+    these as the input ``LISTS``. ``routed`` is the program of the choice: the body with its one route, and what that
+    reads.
 
     Where the keys are windows, ``key`` and ``value`` are what stands for k and v, and ``per_group`` says whether they
     are the same for all query heads of a key head.
@@ -51,6 +52,7 @@ class Part:
     chosen: tuple[Input, ...]
     visible: tuple[Node, ...] = ()
     listed: Program | None = None
+    routed: Program | None = None
     key: Window | None = None
     value: Window | None = None
     per_group: bool = True
@@ -106,8 +108,9 @@ def _part(program: Program, name: str, body: Body) -> Part:
         mask = apply("and", mask, _bit(route, chosen[-1]))
     plain = program_of(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
     bare = program_of(program, name, replace(body, routes=()), ())
+    routed = _routed(program, name, body) if len(body.routes) == 1 else None
     listed = _listed(program, name, body)
-    return Part(name, program, body, plain, bare, tuple(chosen), tuple(visible), listed)
+    return Part(name, program, body, plain, bare, tuple(chosen), tuple(visible), listed, routed)
 
 
 def _listed(program: Program, name: str, body: Body) -> Program | None:
@@ -120,6 +123,21 @@ def _listed(program: Program, name: str, body: Body) -> Program | None:
     source = Input(LISTS, Kind.INT, (*map(build.size, "BHM"), literal(most)))
     mask = apply("and", body.mask, in_block_lists(source, int(block.value)))
     return program_of(program, name, replace(body, mask=mask, routes=()), (source,))
+
+
+def _routed(program: Program, name: str, body: Body) -> Program:
+    (route,) = body.routes
+    roots = [body.mask, *route.roots(), program.group]
+    used = {node.input.name for node in postorder(*roots) if isinstance(node, Read)}
+    given = {node.name for node in postorder(*roots) if isinstance(node, Param)}
+    return replace(
+        program,
+        name=f"{program.name}_{name}_choice" if name else f"{program.name}_choice",
+        inputs=tuple(x for x in program.inputs if x.name in used),
+        parameters=tuple(x for x in program.parameters if x.name in given),
+        body=body,
+        branches=(),
+    )
 
 
 def longest(route: Route) -> int | None:
@@ -222,7 +240,8 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     inner = replace(inner, parameters=(*inner.parameters, Parameter(TOKENS, Kind.INT, None)))
     if not per_group:
         inner = replace(inner, group=build.index("h"))
-    return Part(name, program, body, inner, inner, (), (), None, keys[0] if keys else None, values[0], per_group)
+    key, value = keys[0] if keys else None, values[0]
+    return Part(name, program, body, inner, inner, (), key=key, value=value, per_group=per_group)
 
 
 def _uses_heads(node: Node) -> bool:

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from attnc.backends.driver import Program
     from attnc.backends.triton.assembly import Lowered
     from attnc.backends.triton.compiling import Binary, Compiled
-    from attnc.backends.triton.kernel import DeviceKernel
+    from attnc.backends.triton.compiling_backward import CompiledBackward
+    from attnc.backends.triton.kernel import DeviceBackward, DeviceKernel
     from attnc.backends.triton.recipe import Recipe
     from attnc.backends.triton.report import Report
 
@@ -40,7 +41,7 @@ class TritonBackend:
 
     name = "triton"
     codegen = 4
-    spaces = 6
+    spaces = 7
     families: tuple[str, ...] = ("triton", "hopper")
     sums_groups = True
 
@@ -213,15 +214,21 @@ def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKer
 def _compiled_backward(backward: Backward, workload: Workload, target: Target, config: Config) -> BackwardKernel:
     from attnc.backends.triton.compiling_backward import compile_backward, compile_with
     from attnc.backends.triton.configs import FEW_HEADS
-    from attnc.backends.triton.kernel import DeviceBackward
     from attnc.backends.triton.space import tiles_of
 
     if backward.plan.program.listed is not None:
-        made = compile_backward(backward, workload, target, int(config.get("heads", FEW_HEADS)))
-    elif config:
-        made = compile_with(backward, workload, target, tiles_of(config))
-    else:
-        made = compile_backward(backward, workload, target)
+        return device_backward(
+            compile_backward(backward, workload, target, int(config.get("heads", FEW_HEADS))), target
+        )
+    if config:
+        return device_backward(compile_with(backward, workload, target, tiles_of(config)), target)
+    return device_backward(compile_backward(backward, workload, target), target)
+
+
+def device_backward(made: CompiledBackward, target: Target) -> DeviceBackward:
+    """What was compiled, ready to run."""
+    from attnc.backends.triton.kernel import DeviceBackward
+
     target, recipe, programs, texts, reports = _ready(made.lowered, made.source, made.binaries, target)
     return DeviceBackward(target, recipe, programs, {**texts, "choice.txt": f"{made.note}\n"}, reports)
 

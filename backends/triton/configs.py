@@ -158,10 +158,9 @@ def heads_for(sizes: Mapping[str, int]) -> int:
 def ranking_candidates(dtype: str) -> Iterator[Config]:
     """The same for what chooses: queries, and blocks of a tile."""
     if dtype != "f32":
-        yield Config(128, 64, 8, 3)
-        yield Config(128, 64, 8, 2)
-        yield Config(128, 32, 8, 2)
-    yield Config(64, 64, 4, 2)
+        yield Config(128, 64, 8, 1)
+        yield Config(128, 32, 8, 1)
+    yield Config(64, 64, 4, 1)
     yield Config(64, 32, 8, 1)
     yield Config(32, 32, 4, 1)
     yield Config(16, 16, 4, 1)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from attnc.analyse.bounded import is_bounded
 from attnc.analyse.invariance import free_maxima
 from attnc.analyse.mask import analyse_mask
+from attnc.analyse.mask.beyond import hides_beyond
 from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
@@ -31,7 +32,7 @@ from attnc.backends.triton.slots import SEEN, Finish
 from attnc.backends.triton.split import Part, add_merge, add_split
 from attnc.backends.triton.vectors import split
 from attnc.ir import build
-from attnc.ir.nodes import Input, Kind, Literal, Node, State
+from attnc.ir.nodes import Input, Kind, Literal, Node, Read, State
 from attnc.ir.traverse import postorder, rewrite
 from attnc.plan import Accumulator, Pass, Plan, TokenMap
 
@@ -136,7 +137,7 @@ class _Lowering:
         for step in self.passes():
             for one in step.statistics:
                 if one.op == "max":
-                    return build.apply("gt", build.state(one.name), build.literal(LOWEST))
+                    return _or_nan(build.apply("gt", build.state(one.name), build.literal(LOWEST)), step)
                 if isinstance(one.term, Literal) and one.term.value > 0 and one.shift is None:
                     return build.apply("gt", build.state(one.name), build.literal(0.0))
         return build.apply("gt", build.state(SEEN), build.literal(LOWEST))
@@ -202,7 +203,8 @@ class _Lowering:
         starts = [LOWEST if x == SEEN or step.statistics[n].op == "max" else 0.0 for n, x in enumerate(names)]
         if isinstance(self.config, HopperConfig):
             added = [one.op == "sum" for one in step.statistics] + [False] * marks
-            walk = Walk(functions, table, starts, added, outputs, buffers)
+            by_key = any(isinstance(x, Read) and "j" in x.axes for x in postorder(*terms, mask))
+            walk = Walk(functions, table, starts, added, outputs, buffers, by_key or not hides_beyond(mask))
             add_walk(self.assembly, f"pass{at}", self.config, walk)
         elif isinstance(self.config, SplitConfig):
             shifted = add_merge(ending, step, marks, reads)
@@ -232,6 +234,12 @@ class _Lowering:
             for node in postorder(self.plan.output):
                 if isinstance(node, State) and node.name == one.name:
                     self.finals[node] = build.read(source, (*row, None))
+
+
+def _or_nan(seen: Node, step: Pass) -> Node:
+    """``seen``, or a sum of the pass is not a number: a maximum passes over keys whose score is none."""
+    sums = [build.state(one.name) for one in step.statistics if one.op == "sum"]
+    return build.apply("or", seen, build.apply("ne", sums[0], sums[0])) if sums else seen
 
 
 def _literal_width(one: Accumulator) -> Node:

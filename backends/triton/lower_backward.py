@@ -162,14 +162,17 @@ class _Lowering:
     # Maps of tokens
 
     def token_map(self, step: TokenMap) -> None:
-        """The kernel of a map: 0 in rows that see nothing, unless it is multiplied by weights that are set to 0."""
+        """The kernel of a map: 0 in rows that see nothing, unless weights are set to 0 after all their factors met.
+
+        Kernels for Hopper set early factors to 0, and multiply those by what a map may hold.
+        """
         result, expression = step.result, step.expression
         buffers: tuple[Buffer, ...] = ()
         if result.name not in self.assembly.types:
             buffers = (self.assembly.buffer(result, self.assembly.element if _is_vector(result) else "fp32"),)
         name = f"map_{len(self.assembly.launches)}_{result.name}"
-        hides = any(isinstance(config, WalkConfig) and config.hide for config in self.configs.values())
-        selected = step.side == "key" or (bool(buffers) and not _is_vector(result) and not hides)
+        masks_factors = any(isinstance(config, WalkConfig) for config in self.configs.values())
+        selected = step.side == "key" or (bool(buffers) and not _is_vector(result) and not masks_factors)
         seen = None if selected else self.seen(expression)
         self.assembly.token_kernel(name, result.name, expression, step.side, step.per, seen, buffers)
 

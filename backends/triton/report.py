@@ -48,7 +48,7 @@ class Report:
 
 SPARED = {"hopper": 64, "hopper_backward": 2048, "stream": 2048}
 """Bytes of spills that kernels of a family may have: numbers that wait for the end of a tile, or of a walk."""
-MOVED = {"hopper": 64, "hopper_backward": 64}
+MOVED = {"hopper": 64, "hopper_backward": 96}
 """How often they may move one in a step. Masks are counted, though few steps need them.
 
 A fused backward of 64 lanes that spills 272 bytes outran one of half the tile that spills none by a fifth (H200).

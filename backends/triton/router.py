@@ -28,6 +28,8 @@ from attnc.plan import Pass, TokenMap
 
 NUMBERS, COUNTS = "chosen.numbers", "chosen.counts"
 WIDEST = 256
+REGISTERS = 1 << 15
+"""Of a program with many warps: half of what there are, so that two of them share a multiprocessor."""
 KINDS = ("self", "first", "last")
 
 
@@ -197,6 +199,7 @@ def _add_selection(assembly: Assembly, ranking: Ranking, config: Config, rank: N
             (Extent("M", config.block_m), Extent("H"), Extent("B")),
             warps=config.warps,
             stages=config.stages,
+            registers=REGISTERS // (32 * config.warps) if config.warps >= 8 else 0,
         ),
         functions,
     )

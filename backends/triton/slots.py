@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal as OneOf
 from typing import TypeAlias
 
+from attnc.analyse.mask.bands import split_bands
 from attnc.analyse.visibility import Range
 from attnc.backends.triton.environment import Environment, identifier
 from attnc.backends.triton.forms import SHIFT
@@ -108,11 +109,13 @@ def add_visible(functions: Functions, mask: Node, dots: Sequence[Dot], reads: Se
     printer = functions.printer()
     know_dots(printer, dots)
     know_rows(printer, reads)
-    printer.expect(mask)
     if isinstance(mask, Literal):
         result = "inside" if mask.value else "inside & (j < 0)"
     else:
-        result = f"inside & {printer.scalar(mask).within(SHIFT)}"
+        bands, rest = split_bands(mask)
+        printer.expect(*(x for x, _ in bands), *rest)
+        parts = [f"lib.within({printer.scalar(x).text}, {most})" for x, most in bands]
+        result = " & ".join(["inside", *parts, *(printer.scalar(part).within(SHIFT) for part in rest)])
     functions.add(
         "VISIBLE", "inside, dots, rows, b, h, g, row, i, j, env", printer, result, "Which pairs take part."
     )  # fmt: skip

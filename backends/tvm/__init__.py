@@ -28,7 +28,7 @@ class TvmBackend:
 
     name = "tvm"
     codegen = 1
-    spaces = 1
+    spaces = 2
     families: tuple[str, ...] = ("tvm",)
     sums_groups = False
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import shutil
 import tempfile
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, BinaryIO
 
 from attnc.analyse.gradient.backward import Backward, Scatter
 from attnc.analyse.mask import analyse_mask
@@ -109,10 +110,15 @@ class _Built(Code):
         return {"kernel.tir.py": self._function.script(), "kernel.s": self._emit("s").decode()}
 
     def _emit(self, form: str) -> bytes:
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / f"kernel.{form}"
-            self._module.write_to_file(str(path), form)
-            return path.read_bytes()
+        """The code as LLVM writes it: to a file in memory if that can be, for LLVM ends the process at a full disk."""
+        with tempfile.TemporaryFile() if not hasattr(os, "memfd_create") else _memory_file() as file:
+            self._module.write_to_file(f"/dev/fd/{file.fileno()}", form)
+            file.seek(0)
+            return file.read()
+
+
+def _memory_file() -> BinaryIO:
+    return open(os.memfd_create("attnc"), "w+b")
 
 
 def extent_of(node: Node) -> str | int:

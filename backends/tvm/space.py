@@ -7,9 +7,9 @@ from attnc.backends.tvm.machine import Machine, machine_of
 
 CHOICES = (
     Choice("vectors", (1, 2, 3, 4)),
-    Choice("block", (2, 4, 6, 8, 10, 12, 14)),
+    Choice("block", (2, 4, 5, 6, 8, 10, 12, 14)),
     Choice("groups", (1, 2, 4, 8)),
-    Choice("keys", (16, 32, 48, 60, 64, 96, 128, 192, 256)),
+    Choice("keys", (16, 32, 48, 60, 64, 80, 96, 128, 192, 256)),
 )
 FEWEST = 3
 """Accumulators must be independent enough to hide the latency of a multiply-add."""
@@ -21,9 +21,11 @@ CACHE = 512 * 1024
 
 def default_of(machine: Machine) -> Config:
     """How tiles are cut where nothing was tuned."""
-    vectors, keys = (4, 96) if machine.registers >= 32 else (2, 60)
     lanes = machine.vector_bytes // 4
-    return {"vectors": vectors, "block": 6, "groups": max(1, ROWS // (vectors * lanes)), "keys": keys}
+    vectors, block, keys = (4, 6, 96) if machine.registers >= 32 else (2, 6, 60)
+    if lanes == 4 and machine.registers >= 32:
+        block, keys = 5, 80  # NEON multiplies by an element of a vector, and LLVM holds four elements of each key
+    return {"vectors": vectors, "block": block, "groups": max(1, ROWS // (vectors * lanes)), "keys": keys}
 
 
 def space_of(workload: Workload, target: Target) -> Space:

@@ -5,8 +5,9 @@ third, the producer, brings tiles to shared memory with TMA, and numbers of inne
 next outer tile while the sums of the last are written.
 
 A step multiplies the *early* dot products, computes from them the early weights and what later weights keep of them,
-then multiplies the *late* dot products (those with the cotangent) while the early weights are summed. No product is in
-flight over the loop's back edge: ptxas would run all of them one by one.
+then multiplies the *late* dot products (those with the cotangent) while the early weights are summed. With ``AHEAD``
+the early part of the next tile is done while the late weights are summed, so that no exponential waits with nothing
+beside it. No product is in flight over the loop's back edge: ptxas would run all of them one by one.
 
 Slots beside those of the portable ``stream`` (``GROUP``, ``RANGES``, ``ROWS``, ``VISIBLE``):
 
@@ -25,10 +26,9 @@ from attnc.templates.hopper.backward_products import (
     arrived,
     await_chunks,
     cross,
-    hidden,
     multiply,
-    read_lines,
     release,
+    share,
 )
 from attnc.templates.hopper.backward_tiles import (
     FIELDS,
@@ -40,59 +40,19 @@ from attnc.templates.hopper.backward_tiles import (
     told_place,
     told_walk,
 )
-from attnc.templates.hopper.gluon import (
-    copies_out_done,
-    fence_async_shared,
-    gl,
-    jit,
-    mbarrier,
-)
+from attnc.templates.hopper.backward_weights import early_tiles, late_weights, outer_tokens
+from attnc.templates.hopper.gluon import copies_out_done, fence_async_shared, gl, jit, mbarrier
 from attnc.templates.triton.stream import positions
 
 
 @jit
-def visibility(form, WG: gl.constexpr, dots, rows, memory, slot, env, sizes):
-    """Which pairs of a tile take part; none past the last tokens."""
-    M = sizes[2]
-    N = sizes[3]
-    inner_first, is_masked, first, b, h, g = told_place(form, memory[3], slot)
-    inner_count = M if form.OVER_ROWS else N
-    outer_count = N if form.OVER_ROWS else M
-    raw = opaque(gl.arange(0, form.INNER_BLOCK, gl.SliceLayout(0, form.PAIRS)))
-    inside = gl.expand_dims(inner_first + raw < inner_count, 0)
-    if len(form.CROSS) > 0:
-        outer = first + WG * ROWS_OF_GROUP + gl.arange(0, ROWS_OF_GROUP, gl.SliceLayout(1, form.PAIRS))
-        inside = inside & gl.expand_dims(outer < outer_count, 1)
-    inner = gl.expand_dims(inner_first + gl.minimum(raw, inner_count - 1 - inner_first), 0)
-    row, i, j = positions(outer_tokens(form, WG, first, sizes), inner, M, N, form.OVER_ROWS)
-    lines = read_lines(form, memory[2], slot)
-    return form.VISIBLE(inside, dots, rows, lines, b, h, g, row, i, j, env)
-
-
-@jit
-def outer_tokens(form, WG: gl.constexpr, first, sizes):
-    """The tokens of a warpgroup, ``[64, 1]``; past the last, that again."""
-    token = first + WG * ROWS_OF_GROUP + gl.arange(0, ROWS_OF_GROUP, gl.SliceLayout(1, form.PAIRS))
-    return gl.expand_dims(gl.minimum(token, (sizes[3] if form.OVER_ROWS else sizes[2]) - 1), 1)
-
-
-@jit
 def step(form, WG: gl.constexpr, it, rows, state, sums, memory, bars, added, env, sizes):
-    """The sums after the tile that came ``it``-th through the ring.
-
-    Where the tile is is read from shared memory, as all registers are taken.
-    """
+    """The sums after the tile that came ``it``-th through the ring."""
     outer_memory, inner_memory, line_memory, place_memory, cross_memory = memory
     outer_full, outer_empty, full_bars, empty_bars = bars
-    M = sizes[2]
-    N = sizes[3]
     slot = it % form.STAGES
     phase = (it // form.STAGES) & 1
     await_chunks(full_bars, slot, phase, 0, form.EARLY_CHUNKS)
-    inner_first, is_masked, first, b, h, g = told_place(form, place_memory, slot)
-    inner = gl.expand_dims(inner_first + gl.arange(0, form.INNER_BLOCK, gl.SliceLayout(0, form.PAIRS)), 0)
-    inner = gl.minimum(inner, (M if form.OVER_ROWS else N) - 1)
-    row, i, j = positions(outer_tokens(form, WG, first, sizes), inner, M, N, form.OVER_ROWS)
     early = multiply(form, WG, outer_memory, inner_memory, slot, 0, form.EARLY_DOTS)
     await_chunks(full_bars, slot, phase, form.EARLY_CHUNKS, len(form.INNER_CHUNKS))
     if form.EAGER:
@@ -100,31 +60,18 @@ def step(form, WG: gl.constexpr, it, rows, state, sums, memory, bars, added, env
         early = arrived(early, len(form.DOTS) - form.EARLY_DOTS)
     else:
         early = arrived(early, 0)
-    if form.HIDE != 0:
-        if is_masked:
-            visible = visibility(form, WG, early, rows, memory, slot, env, sizes)
-            early = hidden(early, visible, form.HIDE)
-    lines = read_lines(form, line_memory, slot)
-    tiles = form.EARLY(early, rows, lines, b, h, g, row, i, j, env)
-    if form.HIDE == 0:
-        if is_masked:
-            visible = visibility(form, WG, early, rows, memory, slot, env, sizes)
-            tiles = hidden(tiles, visible, 0.0)
+    tiles = early_tiles(form, WG, early, rows, memory, slot, env, sizes)
     state = add_numbers(form, state, tiles, 0, form.WEIGHTS[0])
     if not form.EAGER:
         late = multiply(form, WG, outer_memory, inner_memory, slot, form.EARLY_DOTS, len(form.DOTS))
     sums = add_sums(form, sums, tiles, inner_memory, slot, 0, form.EARLY_SUMS, 0)
     if form.WEIGHTS[1] > form.WEIGHTS[0]:
         late = arrived(late, form.EARLY_SUMS)
-        lines = read_lines(form, line_memory, slot)
-        weights = form.LATE(late, tiles, rows, lines, b, h, g, row, i, j, env)
-        if not form.VANISHES:
-            if is_masked:
-                visible = visibility(form, WG, early, rows, memory, slot, env, sizes)
-                weights = hidden(weights, visible, 0.0)
+        weights = late_weights(form, WG, early, late, tiles, rows, memory, slot, env, sizes)
         state = add_numbers(form, state, weights, form.WEIGHTS[0], form.WEIGHTS[1])
         if len(form.CROSS) > 0:
-            parts = cross(form, WG, it, weights, outer_memory, cross_memory)
+            share(form, WG, it, weights, cross_memory)
+            parts = cross(form, WG, it, outer_memory, cross_memory)
         sums = add_sums(form, sums, weights, inner_memory, slot, form.EARLY_SUMS, len(form.SUMS), form.WEIGHTS[0])
         if len(form.CROSS) > 0:
             parts = arrived(parts, len(form.SUMS) - form.EARLY_SUMS)
@@ -136,6 +83,63 @@ def step(form, WG: gl.constexpr, it, rows, state, sums, memory, bars, added, env
     sums = arrived(sums, 0)
     release(form, empty_bars, slot, True)
     return state, sums
+
+
+@jit
+def begin_ahead(form, WG: gl.constexpr, it, rows, memory, bars, env, sizes):
+    """The early tiles of the tile that comes ``it``-th through the ring."""
+    slot = it % form.STAGES
+    await_chunks(bars[2], slot, (it // form.STAGES) & 1, 0, form.EARLY_CHUNKS)
+    early = arrived(multiply(form, WG, memory[0], memory[1], slot, 0, form.EARLY_DOTS), 0)
+    tiles = early_tiles(form, WG, early, rows, memory, slot, env, sizes)
+    await_late(form, bars[2], it)
+    return tiles
+
+
+@jit
+def await_late(form, full_bars, it):
+    """Waits for what of a tile only late products use; the assembler moves no exponential beyond."""
+    await_chunks(full_bars, it % form.STAGES, (it // form.STAGES) & 1, form.EARLY_CHUNKS, len(form.INNER_CHUNKS))
+
+
+@jit
+def step_ahead(form, WG: gl.constexpr, it, end, rows, tiles, state, sums, memory, bars, added, env, sizes):
+    """The same, given the early tiles; and those of the next tile, made while the late weights are summed.
+
+    After the last tile they are made of it once more, for nothing: a branch around products would keep the assembler
+    from overlapping any.
+    """
+    outer_memory, inner_memory, line_memory, place_memory, cross_memory = memory
+    outer_full, outer_empty, full_bars, empty_bars = bars
+    slot = it % form.STAGES
+    state = add_numbers(form, state, tiles, 0, form.WEIGHTS[0])
+    late = multiply(form, WG, outer_memory, inner_memory, slot, form.EARLY_DOTS, len(form.DOTS))
+    sums = add_sums(form, sums, tiles, inner_memory, slot, 0, form.EARLY_SUMS, 0)
+    late = arrived(late, form.EARLY_SUMS)
+    weights = late_weights(form, WG, (), late, tiles, rows, memory, slot, env, sizes)
+    state = add_numbers(form, state, weights, form.WEIGHTS[0], form.WEIGHTS[1])
+    following = gl.minimum(it + 1, end - 1)
+    next_slot = following % form.STAGES
+    await_chunks(full_bars, next_slot, (following // form.STAGES) & 1, 0, form.EARLY_CHUNKS)
+    if len(form.CROSS) > 0:
+        share(form, WG, it, weights, cross_memory)
+    sums = arrived(sums, 0)
+    early = multiply(form, WG, outer_memory, inner_memory, next_slot, 0, form.EARLY_DOTS)
+    if len(form.CROSS) > 0:
+        parts = cross(form, WG, it, outer_memory, cross_memory)
+    sums = add_sums(form, sums, weights, inner_memory, slot, form.EARLY_SUMS, len(form.SUMS), form.WEIGHTS[0])
+    late_sums: gl.constexpr = len(form.SUMS) - form.EARLY_SUMS
+    early = arrived(early, late_sums)
+    if len(form.CROSS) > 0:
+        parts = arrived(parts, late_sums)
+        inner_first, is_masked, first, b, h, g = told_place(form, place_memory, slot)
+        add_cross(form, WG, parts, added, cross_memory, b, h, inner_first)
+    next_tiles = early_tiles(form, WG, early, rows, memory, next_slot, env, sizes)
+    await_late(form, full_bars, following)
+    sums = arrived(sums, 0)
+    release(form, empty_bars, slot, False)
+    release(form, empty_bars, slot, True)
+    return next_tiles, state, sums
 
 
 @jit
@@ -166,8 +170,15 @@ def consume(form, WG: gl.constexpr, memory, bars, board, outs, row_outs, added, 
                 mbarrier.wait(outer_full, load & 1)
             rows = form.ROWS(b, h, g, row, i, j, env)
             end = it + count
-            for t in range(it, end):
-                state, sums = step(form, WG, t, rows, state, sums, memory, bars, added, env, sizes)
+            if form.AHEAD:
+                tiles = begin_ahead(form, WG, it, rows, memory, bars, env, sizes)
+                for t in range(it, end):
+                    tiles, state, sums = step_ahead(
+                        form, WG, t, end, rows, tiles, state, sums, memory, bars, added, env, sizes
+                    )  # fmt: skip
+            else:
+                for t in range(it, end):
+                    state, sums = step(form, WG, t, rows, state, sums, memory, bars, added, env, sizes)
             it = end
             if changes_outer(form, member, each - 1):
                 mbarrier.arrive(outer_empty, count=1)
@@ -230,6 +241,7 @@ def walk(
     INNER_BLOCK: gl.constexpr,
     STAGES: gl.constexpr,
     EAGER: gl.constexpr,
+    AHEAD: gl.constexpr,
     LISTED: gl.constexpr,
     LISTS_PER_BATCH: gl.constexpr,
     LISTS_PER_HEAD: gl.constexpr,
@@ -262,7 +274,7 @@ def walk(
 ):
     """Grid: at most one program for each multiprocessor. There are ``HEADS`` heads to a batch row, of ``H`` queries."""
     form = Form(
-        OVER_ROWS, GROUPED, OUTER_PER_MEMBER, CACHED, INNER_BLOCK, STAGES, EAGER, LISTED, LISTS_PER_BATCH,
+        OVER_ROWS, GROUPED, OUTER_PER_MEMBER, CACHED, INNER_BLOCK, STAGES, EAGER, AHEAD, LISTED, LISTS_PER_BATCH,
         LISTS_PER_HEAD, OUTER_HEADS, INNER_HEADS, OUTER_CHUNKS, INNER_CHUNKS, HELD, DOTS, EARLY_DOTS, EARLY_CHUNKS,
         LINE_COUNT, WEIGHTS, VANISHES, HIDE, SUMS, EARLY_SUMS, NUMBERS, OUTPUTS, CROSS, GROUP, RANGES, ROWS, LINES,
         VISIBLE, EARLY, LATE,

@@ -25,8 +25,9 @@ class Form:
     factors of numbers. ``CROSS`` is empty, or ``(weight, outer chunk, lanes)`` of a sum over the outer tokens, of whose
     tile each warpgroup has so many lanes.
 
-    ``EAGER`` starts late dot products with the early ones. ``HIDE`` is what dot products are set to where pairs are not
-    visible, 0 if the weights are masked instead; ``VANISHES`` says that late weights are 0 where what is kept is.
+    ``EAGER`` starts late dot products with the early ones, ``AHEAD`` the early ones of the next tile with the late
+    sums. ``HIDE`` is what dot products are set to where pairs are not visible, 0 if the weights are masked instead;
+    ``VANISHES`` says that late weights are 0 where what is kept is.
     """
 
     OVER_ROWS: gl.constexpr
@@ -36,6 +37,7 @@ class Form:
     INNER_BLOCK: gl.constexpr
     STAGES: gl.constexpr
     EAGER: gl.constexpr
+    AHEAD: gl.constexpr
     LISTED: gl.constexpr
     LISTS_PER_BATCH: gl.constexpr
     LISTS_PER_HEAD: gl.constexpr
@@ -68,7 +70,7 @@ class Form:
 
     @constexpr_function
     def __init__(
-        self, OVER_ROWS, GROUPED, OUTER_PER_MEMBER, CACHED, INNER_BLOCK, STAGES, EAGER, LISTED, LISTS_PER_BATCH,
+        self, OVER_ROWS, GROUPED, OUTER_PER_MEMBER, CACHED, INNER_BLOCK, STAGES, EAGER, AHEAD, LISTED, LISTS_PER_BATCH,
         LISTS_PER_HEAD, OUTER_HEADS, INNER_HEADS, OUTER_CHUNKS, INNER_CHUNKS, HELD, DOTS, EARLY_DOTS, EARLY_CHUNKS,
         LINE_COUNT, WEIGHTS, VANISHES, HIDE, SUMS, EARLY_SUMS, NUMBERS, OUTPUTS, CROSS, GROUP, RANGES, ROWS, LINES,
         VISIBLE, EARLY, LATE,
@@ -80,6 +82,7 @@ class Form:
         self.INNER_BLOCK = gl.constexpr(INNER_BLOCK)
         self.STAGES = gl.constexpr(STAGES)
         self.EAGER = gl.constexpr(EAGER)
+        self.AHEAD = gl.constexpr(AHEAD)
         self.LISTED = gl.constexpr(LISTED)
         self.LISTS_PER_BATCH = gl.constexpr(LISTS_PER_BATCH)
         self.LISTS_PER_HEAD = gl.constexpr(LISTS_PER_HEAD)

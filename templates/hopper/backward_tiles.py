@@ -87,12 +87,13 @@ def visits(form, b, h, g, first, lists, env, sizes):
 
 @jit
 def tile_at(form, source, t, full, masked):
-    """The ``t``-th tile; past the last, any."""
+    """The ``t``-th tile; 0 past the last."""
     if form.LISTED:
         tile = gl.load(source[0] + t, mask=t < full, other=0)
         tile += gl.load(source[1] + (t - full), mask=(t >= full) & (t < full + masked), other=0)
     else:
         tile = gl.where(t < full, full_tile(source, t), masked_tile(source, t - full))
+        tile = gl.where(t < full + masked, tile, 0)
     return tile
 
 
@@ -197,6 +198,8 @@ def produce(form, outers, inners, memory, bars, board, counter, lists, env, size
             g = form.GROUP(b, h, env)
             source, full, masked = visits(form, b, h, g, first, lists, env, sizes)
             count = full + masked
+            if form.AHEAD:  # begins before it can know that there is nothing: one tile that is masked altogether
+                count = gl.maximum(count, 1)
             tell_walk(board, turn, tile, count)
             turn += 1
             for t in range(gl.maximum(count, 1)):

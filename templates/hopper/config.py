@@ -18,6 +18,7 @@ class Config:
     STAGES: gl.constexpr
     QUERIES: gl.constexpr
     MASKS: gl.constexpr
+    CLAMPED: gl.constexpr
     LISTED: gl.constexpr
     LISTS_PER_BATCH: gl.constexpr
     LISTS_PER_HEAD: gl.constexpr
@@ -43,10 +44,9 @@ class Config:
 
     @constexpr_function
     def __init__(
-        self, INNER_BLOCK, WARPGROUPS, STAGES, QUERIES, MASKS, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, OUTER_HEADS,
-        INNER_HEADS, OUTER_WIDTHS, WIDTHS, VALUES, DOTS, SUMS, STARTS, SPREAD, OUTPUTS, STAGED, GROUP, RANGES,
-        ROW_READS, VISIBLE, STEP, FINISH,
-        FINISH_ROWS,
+        self, INNER_BLOCK, WARPGROUPS, STAGES, QUERIES, MASKS, CLAMPED, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD,
+        OUTER_HEADS, INNER_HEADS, OUTER_WIDTHS, WIDTHS, VALUES, DOTS, SUMS, STARTS, SPREAD, OUTPUTS, STAGED, GROUP,
+        RANGES, ROW_READS, VISIBLE, STEP, FINISH, FINISH_ROWS,
     ):  # fmt: skip
         self.BLOCK = gl.constexpr(64 * WARPGROUPS)
         self.INNER_BLOCK = gl.constexpr(INNER_BLOCK)
@@ -54,6 +54,7 @@ class Config:
         self.STAGES = gl.constexpr(STAGES)
         self.QUERIES = gl.constexpr(QUERIES)
         self.MASKS = gl.constexpr(MASKS)
+        self.CLAMPED = gl.constexpr(CLAMPED)
         self.LISTED = gl.constexpr(LISTED)
         self.LISTS_PER_BATCH = gl.constexpr(LISTS_PER_BATCH)
         self.LISTS_PER_HEAD = gl.constexpr(LISTS_PER_HEAD)

@@ -88,6 +88,7 @@ def forward(
     QUERIES: gl.constexpr,
     REGISTERS: gl.constexpr,
     MASKS: gl.constexpr,
+    CLAMPED: gl.constexpr,
     LISTED: gl.constexpr,
     LISTS_PER_BATCH: gl.constexpr,
     LISTS_PER_HEAD: gl.constexpr,
@@ -112,7 +113,7 @@ def forward(
 ):  # fmt: skip
     """Grid: at most one program for each multiprocessor. ``outers``, ``inners`` are descriptors, one a chunk."""
     cfg = Config(
-        INNER_BLOCK, WARPGROUPS, STAGES, QUERIES, MASKS, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, OUTER_HEADS,
+        INNER_BLOCK, WARPGROUPS, STAGES, QUERIES, MASKS, CLAMPED, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, OUTER_HEADS,
         INNER_HEADS, OUTER_WIDTHS, WIDTHS, VALUES, DOTS, SUMS, STARTS, SPREAD, OUTPUTS, STAGED, GROUP, RANGES,
         ROWS, VISIBLE, STEP, FINISH,
         FINISH_ROWS,

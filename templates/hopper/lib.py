@@ -17,9 +17,6 @@ from attnc.templates.triton.lib import (
     LOWEST as LOWEST,
 )
 from attnc.templates.triton.lib import (
-    cos as cos,
-)
-from attnc.templates.triton.lib import (
     exp as exp,
 )
 from attnc.templates.triton.lib import (
@@ -35,9 +32,6 @@ from attnc.templates.triton.lib import (
     floor_mod as floor_mod,
 )
 from attnc.templates.triton.lib import (
-    log as log,
-)
-from attnc.templates.triton.lib import (
     matmul as matmul,
 )
 from attnc.templates.triton.lib import (
@@ -48,9 +42,6 @@ from attnc.templates.triton.lib import (
 )
 from attnc.templates.triton.lib import (
     power as power,
-)
-from attnc.templates.triton.lib import (
-    power_fixed as power_fixed,
 )
 from attnc.templates.triton.lib import (
     real_mod as real_mod,
@@ -65,13 +56,10 @@ from attnc.templates.triton.lib import (
     sign as sign,
 )
 from attnc.templates.triton.lib import (
-    sin as sin,
-)
-from attnc.templates.triton.lib import (
     truth as truth,
 )
 from attnc.templates.triton.lib import (
-    turned as turned,
+    within as within,
 )
 
 SLACK: tl.constexpr = tl.constexpr(5.545177444479562)
@@ -113,6 +101,59 @@ def sigmoid2(x):
         }""",
         "=&f,=&f,f,f", [x], dtype=tl.float32, is_pure=True, pack=2,
     )  # fmt: skip
+
+
+@triton.jit
+def log2(x):
+    """The instruction for it: error 2**-22, absolute between 1/2 and 2, else relative; numbers below 2**-126 are 0."""
+    return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], dtype=tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def log(x):
+    return log2(x) * LN2
+
+
+@triton.jit
+def power_fixed(x, Y: tl.constexpr):
+    """``x ** Y`` for a constant exponent."""
+    size = tl.exp2(log2(tl.abs(x)) * Y)
+    if Y % 1.0 != 0.0:
+        size = tl.where(x < 0.0, float("nan"), size)
+    elif Y % 2.0 != 0.0:
+        size = tl.where(x < 0.0, -size, size)
+    return size
+
+
+@triton.jit
+def reduced(x):
+    """``x`` less the nearest multiple of 2 pi, by multiply-adds: for ``x`` up to 2**24, where the odd numbers end."""
+    return tl.inline_asm_elementwise(
+        """{
+        .reg .f32 n;
+        fma.rn.f32 n, $1, 0f3E22F983, 0f4B400000;
+        sub.f32 n, n, 0f4B400000;
+        fma.rn.f32 $0, n, 0fC0C90FDB, $1;
+        fma.rn.f32 $0, n, 0f343BBD2E, $0;
+        }""",
+        "=&f,f", [x], dtype=tl.float32, is_pure=True, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def cos(x):
+    """Cosine by the instruction for it; absolute error 2**-20."""
+    return tl.inline_asm_elementwise(
+        "cos.approx.ftz.f32 $0, $1;", "=f,f", [reduced(x)], dtype=tl.float32, is_pure=True, pack=1
+    )
+
+
+@triton.jit
+def sin(x):
+    """Sine by the instruction for it; absolute error 2**-20."""
+    return tl.inline_asm_elementwise(
+        "sin.approx.ftz.f32 $0, $1;", "=f,f", [reduced(x)], dtype=tl.float32, is_pure=True, pack=1
+    )
 
 
 @triton.jit

@@ -58,10 +58,11 @@ def pairs(cfg, dots, rows, b, h, i, inner, state, env, sizes, element: gl.conste
     H, M, N = sizes
     first_key = inner * cfg.INNER_BLOCK
     raw = gl.arange(0, cfg.INNER_BLOCK, gl.SliceLayout(0, cfg.scores))
-    inside = gl.expand_dims(first_key + raw < N, 0)
-    if MASKED:
+    if MASKED and cfg.CLAMPED:
+        inside = gl.expand_dims(first_key + raw < N, 0)
         j = gl.expand_dims(gl.minimum(first_key + raw, N - 1), 0)
     else:
+        inside = gl.expand_dims(raw == raw, 0)
         j = gl.expand_dims(first_key + raw, 0)
     i = opaque(i)
     row = i - (N - M)
@@ -72,7 +73,9 @@ def pairs(cfg, dots, rows, b, h, i, inner, state, env, sizes, element: gl.conste
     state, factors, weights = cfg.STEP(dots, visible, rows, b, h, g, row, i, j, state, env, MASKED)
     small = ()
     for w in gl.static_range(len(weights)):
-        small = small + (gl.convert_layout(halved(weights[w], element), gl.DotOperandLayout(0, cfg.scores, 2)),)
+        small = small + (
+            gl.convert_layout(halved(weights[w], element, len(cfg.STARTS) == 0), gl.DotOperandLayout(0, cfg.scores, 2)),
+        )
     return state, factors, small
 
 

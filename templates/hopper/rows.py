@@ -10,17 +10,32 @@ def opaque(x):
     return gl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r", [x], dtype=gl.int32, is_pure=False, pack=1)
 
 
+@constexpr_function
+def halving(n, type, HOLD):
+    """``n`` floats as pairs of 16 bits. ``HOLD`` adds a branch that needs all of them: a sleep that is never slept."""
+    half = n // 2
+    text = "".join(f"cvt.rn.{type}x2.f32 ${k}, ${half + 2 * k + 1}, ${half + 2 * k}; " for k in range(half))
+    if HOLD:
+        text += ".reg .b32 a; .reg .pred p; mov.b32 a, 0; "
+        text += "".join(f"lop3.b32 a, a, ${k}, ${min(k + 1, half - 1)}, 0x96; " for k in range(0, half, 2))
+        text += "setp.eq.u32 p, a, 0x7fc1ffc1; @p nanosleep.u32 0; "
+    return f"{{ {text}}}", ",".join(["=&r"] * half + ["f"] * n)
+
+
 @jit
-def halved(x, element: gl.constexpr):
-    """``x`` in 16 bits, here and now: LLVM would carry 32 bits into the next step and convert amid its products."""
+def halved(x, element: gl.constexpr, HOLD: gl.constexpr):
+    """``x`` in 16 bits, here and now: LLVM would carry 32 bits into the next step and convert amid its products.
+
+    Without statistics no branch needs the weights before the wait for the products, and ptxas would put some off until
+    after it: ``HOLD`` prevents that.
+    """
+    pack: gl.constexpr = x.shape[0] * x.shape[1] // 128 if HOLD else 2
     if element == gl.bfloat16:
-        half = gl.inline_asm_elementwise(
-            "cvt.rn.bf16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=gl.bfloat16, is_pure=False, pack=2
-        )
+        text: gl.constexpr = halving(pack, "bf16", HOLD)
+        half = gl.inline_asm_elementwise(text[0], text[1], [x], dtype=gl.bfloat16, is_pure=False, pack=pack)
     else:
-        half = gl.inline_asm_elementwise(
-            "cvt.rn.f16x2.f32 $0, $2, $1;", "=r,r,r", [x], dtype=gl.float16, is_pure=False, pack=2
-        )
+        text: gl.constexpr = halving(pack, "f16", HOLD)
+        half = gl.inline_asm_elementwise(text[0], text[1], [x], dtype=gl.float16, is_pure=False, pack=pack)
     return half
 
 

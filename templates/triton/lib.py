@@ -77,6 +77,12 @@ def tanh(x):
 
 
 @triton.jit
+def within(x, MOST: tl.constexpr):
+    """``0 <= x <= MOST`` for an int, by one comparison: as an unsigned number a negative one is larger."""
+    return x.to(tl.uint32, bitcast=True) <= MOST
+
+
+@triton.jit
 def sign(x):
     """1, 0 or -1, in the type of ``x``."""
     return (x > 0).to(x.dtype) - (x < 0).to(x.dtype)

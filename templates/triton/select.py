@@ -105,8 +105,19 @@ def consider(rank, j, ranks, blocks, TOP: tl.constexpr):
 
 
 @triton.jit
+def load_tile(
+    tile, inners, b, h, g, BLOCKS, INNER_BLOCK: tl.constexpr, INNER_CHUNKS: tl.constexpr, INNER_HEADS: tl.constexpr
+):
+    """What stands for the blocks of a tile; past the end, for the last one."""
+    first = tl.minimum(tile * INNER_BLOCK, BLOCKS - 1)
+    at = tl.minimum(tl.arange(0, INNER_BLOCK), BLOCKS - 1 - first)
+    return load_chunks(inners, b, h, g, first, at, 0, len(INNER_CHUNKS), INNER_CHUNKS, INNER_HEADS)
+
+
+@triton.jit
 def rank_tile(
     tile,
+    loaded,
     outer,
     inners,
     rows,
@@ -135,15 +146,16 @@ def rank_tile(
     RANK: tl.constexpr,
     CANDIDATE: tl.constexpr,
 ):
-    """The lists after one tile of blocks. Those that are taken anyhow are left out: they are in the lists."""
-    first = tile * INNER_BLOCK
-    at = tl.arange(0, INNER_BLOCK)
-    j = (first + at)[None, :]
-    if MASKED:
-        at = tl.minimum(at, BLOCKS - 1 - first)
-    loaded = load_chunks(inners, b, h, g, first, at, 0, len(INNER_CHUNKS), INNER_CHUNKS, INNER_HEADS)
+    """The lists after one tile of blocks, and what the next tile needs, which is on its way meanwhile.
+
+    Blocks that are taken anyhow are left out: they are in the lists.
+    """
+    j = (tile * INNER_BLOCK + tl.arange(0, INNER_BLOCK))[None, :]
     dots = multiply(outer, loaded, BLOCK, INNER_BLOCK, DOTS, PRECISION)
-    place = (first + at)[None, :]
+    loaded = load_tile(tile + 1, inners, b, h, g, BLOCKS, INNER_BLOCK, INNER_CHUNKS, INNER_HEADS)
+    place = j
+    if MASKED:
+        place = tl.minimum(j, BLOCKS - 1)
     rank = RANK(dots, rows, b, h, g, token, i, place, env)
     rank = tl.where(rank == rank, rank, -HIGHEST)
     rank = tl.minimum(tl.maximum(rank, -HIGHEST), HIGHEST)
@@ -157,7 +169,8 @@ def rank_tile(
             taken = taken & (j < seen - LAST)
         taken = taken & CANDIDATE(dots, rows, b, h, g, token, i, place, env)
         rank = tl.where(taken, rank, float("-inf"))
-    return consider(rank, j, ranks, blocks, TOP)
+    ranks, blocks = consider(rank, j, ranks, blocks, TOP)
+    return ranks, blocks, loaded
 
 
 @triton.jit
@@ -250,25 +263,27 @@ def select(
         plain = plain * 0
     begin = tl.minimum(front, end)
     plain = tl.maximum(plain, begin)
+    start = begin if FIRST == 0 else begin * 0
+    loaded = load_tile(start, inners, b, h, g, BLOCKS, INNER_BLOCK, INNER_CHUNKS, INNER_HEADS)
     if FIRST > 0:
         for t in tl.range(0, begin):
-            ranks, blocks = rank_tile(
-                begin * 0 + t, outer, inners, rows, b, h, g, token, i, seen[:, None], own[:, None], ranks, blocks, env,
-                BLOCKS, True, BLOCK, INNER_BLOCK, INNER_HEADS, INNER_CHUNKS, DOTS, PRECISION, HELD, SELF, FIRST, LAST,
-                RANK, CANDIDATE,
+            ranks, blocks, loaded = rank_tile(
+                begin * 0 + t, loaded, outer, inners, rows, b, h, g, token, i, seen[:, None], own[:, None], ranks,
+                blocks, env, BLOCKS, True, BLOCK, INNER_BLOCK, INNER_HEADS, INNER_CHUNKS, DOTS, PRECISION, HELD, SELF,
+                FIRST, LAST, RANK, CANDIDATE,
             )  # fmt: skip
     if not SIEVED:
         for t in tl.range(begin, plain, num_stages=STAGES):
-            ranks, blocks = rank_tile(
-                begin * 0 + t, outer, inners, rows, b, h, g, token, i, seen[:, None], own[:, None], ranks, blocks, env,
-                BLOCKS, False, BLOCK, INNER_BLOCK, INNER_HEADS, INNER_CHUNKS, DOTS, PRECISION, HELD, SELF, FIRST, LAST,
-                RANK, CANDIDATE,
+            ranks, blocks, loaded = rank_tile(
+                begin * 0 + t, loaded, outer, inners, rows, b, h, g, token, i, seen[:, None], own[:, None], ranks,
+                blocks, env, BLOCKS, False, BLOCK, INNER_BLOCK, INNER_HEADS, INNER_CHUNKS, DOTS, PRECISION, HELD, SELF,
+                FIRST, LAST, RANK, CANDIDATE,
             )  # fmt: skip
     for t in tl.range(plain, end):
-        ranks, blocks = rank_tile(
-            begin * 0 + t, outer, inners, rows, b, h, g, token, i, seen[:, None], own[:, None], ranks, blocks, env,
-            BLOCKS, True, BLOCK, INNER_BLOCK, INNER_HEADS, INNER_CHUNKS, DOTS, PRECISION, HELD, SELF, FIRST, LAST,
-            RANK, CANDIDATE,
+        ranks, blocks, loaded = rank_tile(
+            begin * 0 + t, loaded, outer, inners, rows, b, h, g, token, i, seen[:, None], own[:, None], ranks, blocks,
+            env, BLOCKS, True, BLOCK, INNER_BLOCK, INNER_HEADS, INNER_CHUNKS, DOTS, PRECISION, HELD, SELF, FIRST,
+            LAST, RANK, CANDIDATE,
         )  # fmt: skip
 
     line = (b.to(tl.int64) * H + h) * M + first + tl.arange(0, BLOCK)

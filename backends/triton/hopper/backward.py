@@ -119,12 +119,13 @@ class WalkLowering:
             "INNER_BLOCK": inner,
             "STAGES": config.stages,
             "EAGER": config.eager,
+            "AHEAD": config.ahead,
             "LISTED": not self.assembly.visibility.by_ranges,
             "LISTS_PER_BATCH": self.assembly.lists_per()[0],
             "LISTS_PER_HEAD": self.assembly.lists_per()[1],
             "OUTER_HEADS": outer_heads,
             "INNER_HEADS": tuple(table.inners.heads[name] == "h" for name in table.inners.names),
-            **_constants(table, parts, len(lines), crossing is not None),
+            **_constants(table, parts, len(lines), config.ahead or crossing is not None),
             "HIDE": (config.hide and hidden_dot(parts.early_dots, parts.tiles, given)) or 0.0,
             "OUTPUTS": (outputs, tuple(self.numbers[one.result.name] for one, _ in parts.numbers)),
             "CROSS": self.cross(crossing, parts, table, inner),
@@ -221,13 +222,13 @@ def _table(over: Over, parts: Split) -> Chunks:
     return Chunks(over, (*parts.early_dots, *parts.late_dots), Pass((), sums), made, (False,) * len(sums))
 
 
-def _constants(table: Chunks, parts: Split, lines: int, is_crossed: bool) -> dict[str, Constant]:
+def _constants(table: Chunks, parts: Split, lines: int, holds_places: bool) -> dict[str, Constant]:
     """The tables of products and sums."""
     chunks = table.inner_chunks()
     ends = [at + 1 for at, (_, _, _, is_last) in enumerate(table.dots) if is_last]
     early_dots = ends[len(parts.early_dots) - 1] if parts.early_dots else 0
     sums = tuple((chunk, weight, chunks[chunk][3]) for chunk, weight, _, _ in table.sums)
-    held = {chunk for chunk, weight, _ in sums if weight >= parts.early} | ({0} if lines or is_crossed else set())
+    held = {chunk for chunk, weight, _ in sums if weight >= parts.early} | ({0} if lines or holds_places else set())
     return {
         "OUTER_CHUNKS": table.outer_chunks(),
         "INNER_CHUNKS": chunks,

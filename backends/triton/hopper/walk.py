@@ -23,7 +23,11 @@ COUNTER = "counter"
 
 @dataclass(frozen=True, slots=True)
 class Walk:
-    """A walk whose slots are written: its tables, where its states start, and which of them are sums."""
+    """A walk whose slots are written: its tables, where its states start, and which of them are sums.
+
+    ``clamped`` says that keys past the last one are repetitions of it, and told apart: where the mask does not hide
+    them, or something is read by key.
+    """
 
     functions: Functions
     table: Chunks
@@ -31,6 +35,7 @@ class Walk:
     sums: Sequence[bool]
     outputs: Outputs
     buffers: tuple[Buffer, ...]
+    clamped: bool
 
 
 def add_walk(assembly: Assembly, name: str, config: HopperConfig, walk: Walk) -> None:
@@ -63,6 +68,7 @@ def add_walk(assembly: Assembly, name: str, config: HopperConfig, walk: Walk) ->
         "QUERIES": config.queries,
         "REGISTERS": config.registers[:2],
         "MASKS": not isinstance(assembly.visibility.mask, Literal),
+        "CLAMPED": walk.clamped,
         "LISTED": not assembly.visibility.by_ranges,
         "LISTS_PER_BATCH": assembly.lists_per()[0],
         "LISTS_PER_HEAD": assembly.lists_per()[1],

@@ -133,8 +133,10 @@ class CudaKernel:
             for one in self.parts.maps
         ]
         given = [*map(adjacent, (q, k, v)), target, *([] if lse is None else [lse]), *map(adjacent, inputs), *own]
-        zeros = self._zeros.setdefault(q.device, torch.zeros(64, dtype=torch.uint8, device=q.device))
-        words = self.parts.layout.pack(list(sizes.values()), extents, given, parameters, zeros.data_ptr())[HEAD:]
+        if q.device not in self._zeros:
+            self._zeros[q.device] = torch.zeros(64, dtype=torch.uint8, device=q.device)
+        zeros = self._zeros[q.device].data_ptr()
+        words = self.parts.layout.pack(list(sizes.values()), extents, given, parameters, zeros)[HEAD:]
         held = (ctypes.c_int64 * len(words))(*words)
         first = ctypes.addressof(held)
         places = [first + 8 * n for n in range(len(words))]

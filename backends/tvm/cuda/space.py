@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from attnc.backends.protocol import Choice, Config, Space, Target, Workload
 from attnc.backends.tvm.cuda.shared import MOST_SHARED
 from attnc.backends.tvm.emit import width_of
-from attnc.backends.tvm.slots import is_product
-from attnc.ir.nodes import Dot
+from attnc.backends.tvm.slots import is_product, product_of
 from attnc.ir.traverse import postorder
 from attnc.plan import Pass, Plan
 from attnc.templates.tvm.cuda.shape import Shape
@@ -38,21 +35,26 @@ def defaults_of(plan: Plan, workload: Workload, target: Target) -> list[Config]:
 
 
 def shared_of(plan: Plan, shape: Shape) -> int:
-    """Bytes of shared memory that a plan takes, about."""
-    walks = [_walk(plan, step, shape) for step in plan.passes]
-    ends = sum(shape.rows * (width_of(one.value.width) + 1) * 4 for step in plan.passes for one in step.accumulators)
-    states = sum(len(step.statistics) + 1 for step in plan.passes) * shape.rows * 4
-    return max(*walks, ends + states) if walks else ends + states
+    """Bytes of shared memory that a plan takes."""
+    ends = [shape.rows * (width_of(one.value.width) + 1) * 4 for step in plan.passes for one in step.accumulators]
+    states = [shape.rows * 4] * (sum(len(step.statistics) for step in plan.passes) + 1)
+    return max(sum(map(_whole, ends + states)), *(_of_pass(plan, step, shape) for step in plan.passes), 0)
 
 
-def _walk(plan: Plan, step: Pass, shape: Shape) -> int:
+def _of_pass(plan: Plan, step: Pass, shape: Shape) -> int:
     terms = [plan.mask, *(one.term for one in step.parts)]
-    dots = [node for node in postorder(*terms) if is_product(node) and isinstance(node, Dot)]
-    widths: Sequence[int] = [width_of(dot.a.width) for dot in dots]
-    values = [width_of(one.value.width) for one in step.accumulators]
-    held = shape.rows * sum(map(shape.pitch, widths))
-    held += STAGES * shape.keys * sum(map(shape.pitch, [*widths, *values]))
-    return held * shape.bytes
+    found = [product_of(node, convert=False) for node in postorder(*terms) if is_product(node)]
+    products = [product.width for product in found if not product.by_pair]
+    sums = [width_of(one.value.width) for one in step.accumulators if "i" not in one.value.axes]
+    tiles = [shape.rows * shape.pitch(width) for width in products]
+    tiles += [STAGES * shape.keys * shape.pitch(width) for width in (*products, *sums)]
+    taken = sum(_whole(tile * shape.bytes) for tile in tiles)
+    by_pair = len(products) < len(found) or len(sums) < len(step.accumulators)
+    return taken + by_pair * shape.rows * shape.keys * 4
+
+
+def _whole(bytes: int) -> int:
+    return -(-bytes // 16) * 16
 
 
 def space_of(plan: Plan, workload: Workload, target: Target) -> Space:
