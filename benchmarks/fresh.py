@@ -28,13 +28,14 @@ print(max(0, resident("VmHWM") - before - out.nbytes))
 """
 
 LATENCY = """
-import time
+import sys, time
 import torch
+device, dtype = sys.argv[1], getattr(torch, sys.argv[2])
+q = torch.randn(1, 2, 128, 64).to(device, dtype)
 begun = time.perf_counter()
 import attnc
 op = attnc.loads("attention fresh { mask causal and i - j < 1000  score softcap(dot(q, k) * scale, 31.5) }")
-q = torch.randn(1, 2, 128, 64)
-op(q, q, q)
+op(q, q, q).cpu()
 print(time.perf_counter() - begun)
 """
 
@@ -45,7 +46,7 @@ def in_fresh_process(program: str, *arguments: object, cache: str, bytecode: str
     ``bytecode`` is a folder for that of all modules: where it is not written, as in some images, each process would
     compile Python anew, which an installed package spares.
     """
-    environment = {**os.environ, "ATTNC_CACHE_DIR": cache}
+    environment = {**os.environ, "ATTNC_CACHE_DIR": cache, "TRITON_CACHE_DIR": os.path.join(cache, "triton")}
     if bytecode:
         environment.pop("PYTHONDONTWRITEBYTECODE", None)
         environment["PYTHONPYCACHEPREFIX"] = bytecode
@@ -73,12 +74,12 @@ def memory(n: int, d: int = 64) -> dict[str, Any]:
     return {"case": "memory", "N": n, "D": d, "extra_bytes": extra, "of_rows": extra / rows, "text": text}
 
 
-def latency() -> dict[str, Any]:
+def latency(device: str = "cpu", dtype: str = "float32") -> dict[str, Any]:
     """Seconds from importing attnc, torch being there, to the first result: nothing cached, then from the disk."""
     with tempfile.TemporaryDirectory() as bytecode:
         for _ in range(2):  # the first writes the bytecode
             with tempfile.TemporaryDirectory() as cache:
-                cold = in_fresh_process(LATENCY, cache=cache, bytecode=bytecode)
-                warm = [in_fresh_process(LATENCY, cache=cache, bytecode=bytecode) for _ in range(5)]
+                cold = in_fresh_process(LATENCY, device, dtype, cache=cache, bytecode=bytecode)
+                warm = [in_fresh_process(LATENCY, device, dtype, cache=cache, bytecode=bytecode) for _ in range(5)]
     text = f"{cold:.2f} s cold, {sorted(warm)[2]:.3f} s from the cache ({min(warm):.3f} to {max(warm):.3f})"
     return {"case": "latency", "cold_seconds": cold, "warm_seconds": sorted(warm)[2], "all_warm": warm, "text": text}

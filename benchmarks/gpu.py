@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from cases import CASES, Case, Shape, check, flex_call, flops, sdpa_call, tensors
+from fresh import latency
 from gpu_cases import GPU_CASES, Measurement, measurements
 from gpu_report import plot, save
 from rich.console import Console
@@ -285,6 +286,9 @@ def main() -> None:
             save(given.name, GPU, {"rounds": rounds, "cold_l2": True}, rows)
     if rows and not given.quick:
         plot(given.name, rows)
+        first = latency("cuda", "bfloat16")
+        console.print(f"load to first result: {first['text']}")
+        save(given.name, GPU, {"rounds": rounds, "cold_l2": True, "first_result": first}, rows)
 
 
 if __name__ == "__main__":

@@ -23,6 +23,8 @@ def save(name: str, device: torch.device, settings: dict[str, Any], rows: list[d
         "pair and lane forward, 10 backward. `softmax` is ours of the same shape, `ordered` our backward with the same "
         "bits at every call.",
     ]
+    if first := settings.get("first_result"):
+        lines += ["", f"Load to first result, in a process of its own: {first['text']}."]
     for direction, title in TITLES.items():
         lines += ["", f"## {title}", "", *table([row for row in rows if row["direction"] == direction])]
     (RESULTS / f"{name}.md").write_text("\n".join(lines) + "\n")

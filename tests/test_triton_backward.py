@@ -30,10 +30,12 @@ NAMES = (
     "gated rows", "decay", "documents", "neighbourhood", "empty rows", "one key", "key bias", "entropy",
     "key bias of all heads", "two passes over a mask", "gain", "mask by token", "words", "own groups",
     "output of lanes", "documents and a table", "chosen blocks", "blocks chosen together",
+    "lists", "lists, causal",
 )  # fmt: skip
 OWN_SIZES = {"neighbourhood", "one key", "grid table", "documents", "words", "relative table", "gated rows",
              "causal, more rows than keys", "own groups",
-             "output of lanes", "documents and a table", "chosen blocks", "blocks chosen together"}  # fmt: skip
+             "output of lanes", "documents and a table", "chosen blocks", "blocks chosen together",
+             "lists", "lists, causal"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -10,6 +10,7 @@ from collections.abc import Container
 from dataclasses import replace
 
 from attnc.analyse.gradient.backward import Backward, Contribution, Step, Walk, map_step, read_by, results_of
+from attnc.analyse.mask.block_lists import block_lists_of
 from attnc.ir.build import index, literal, read, size
 from attnc.ir.nodes import Apply, Dot, Index, Input, Literal, MatVec, Node, Read, Reduce, Rope, Slice, Token
 from attnc.ir.program import DEFAULT_GROUP
@@ -22,9 +23,9 @@ def sum_groups(backward: Backward) -> Backward:
 
     Sums that stay ``[B, H, N, ...]`` are those that something reads by query head, those that are not summed as they
     are (the gradient of a key may depend on them otherwise than linearly), all sums of a walk with such a one, and all
-    where the spec has `groups` of its own.
+    where the spec has `groups` of its own or where each query head lists the blocks it sees.
     """
-    if backward.plan.program.group is not DEFAULT_GROUP:
+    if backward.plan.program.group is not DEFAULT_GROUP or block_lists_of(backward.plan.mask) is not None:
         return backward
     parts = {part.result: part for part in backward.contributions}
     walks = [step for step in backward.steps if isinstance(step, Walk) and step.over == "rows"]
