@@ -15,6 +15,7 @@ from attnc.grammar.source import Source
 from attnc.ir.program import Program
 from attnc.jit import JustInTime, recall_spec
 from attnc.op import Op
+from attnc.routing.lower import is_plain
 from attnc.runtime import Widths
 from attnc.spec import Constants, Spec
 from attnc.targets import backend_for, parse_target
@@ -160,20 +161,37 @@ def compile(
     checked = recall_spec(spec)
     just = JustInTime(checked, backend)
     program = just.program
-    widths = [(d, d) if isinstance(d, int) else d for d in head_dims] or default_widths(just)
+    given = [(d, d) if isinstance(d, int) else d for d in head_dims]
+
+    def compiled(source: JustInTime, widths: Sequence[Widths], lse: bool, label: str = "") -> dict[Variant, Kernel]:
+        kernels: dict[Variant, Kernel] = {}
+        for variant in variants(source.program, machine, widths, dtypes, lse):
+            if variant.workload.lse and (problem := source.lse_problem(variant.widths)):
+                raise ArgumentError("lse", problem)
+            progress(f"{label}{variant.name}")
+            kernels[variant] = source.kernel(variant.widths, variant.workload, machine, {})
+        return kernels
+
     kernels: dict[Variant, Kernel] = {}
-    for variant in variants(program, machine, widths, dtypes, lse):
-        if variant.workload.lse and (problem := just.lse_problem(variant.widths)):
-            raise ArgumentError("lse", problem)
-        progress(variant.name)
-        kernels[variant] = just.kernel(variant.widths, variant.workload, machine, {})
+    parts: list[tuple[Program, dict[Variant, Kernel]]] = []
+    if is_plain(program):
+        kernels = compiled(just, given or default_widths(just), lse)
+    elif shapes:
+        raise ArgumentError("shapes", "what was tuned is found for attentions without routes, branches and windows")
+    else:
+        sources = [one.source for one in Op(program, just).composite.attentions(machine)]
+        for one in sources:
+            assert isinstance(one, JustInTime)
+            widths = given or default_widths(one)
+            reads_lse = bool(program.branches) and all(one.lse_problem(pair) is None for pair in widths)
+            parts.append((one.program, compiled(one, widths, lse or reads_lse, f"{one.program.name} ")))
     if shapes:
         from attnc.ahead import tuned_kernels
 
         kernels |= tuned_kernels(checked, backend, machine, list(kernels), shapes, hardware, progress)
     elif hardware:
         raise ArgumentError("hardware", "it says whose results to take for `shapes`, and there are none")
-    write_bundle(Path(output), program, source.text, machine, backend_for(machine, backend).name, kernels)
+    write_bundle(Path(output), program, source.text, machine, backend_for(machine, backend).name, kernels, parts)
     return load(output)
 
 
@@ -195,9 +213,8 @@ def variants(
     for d, e in widths:
         if d < 1 or e < 1:
             raise ArgumentError("head_dims", f"a head width must be positive, found {d}:{e}")
-    kinds = [source.kind for source in program.inputs]
     return [
-        Variant(pair, Workload(dtype, default_inputs(kinds, dtype), with_lse))
+        Variant(pair, Workload(dtype, default_inputs(program.inputs, dtype), with_lse))
         for pair in dict.fromkeys(widths)
         for dtype in dict.fromkeys(dtypes or DEFAULT_DTYPES[target.kind])
         for with_lse in ((False, True) if lse else (False,))

@@ -6,11 +6,13 @@
 ``spec.attn``        the text it was compiled from, for people
 ``kernels/NAME/``    what the backend saved
 ``sources/NAME/``    generated source and assembly, for people
+``parts/DIGEST/``    the same two folders for each attention that a program with routes, branches or windows is made of
 =================== =====================================================================================
 """
 
 from __future__ import annotations
 
+import copy
 import json
 import platform
 import shutil
@@ -21,18 +23,22 @@ from pathlib import Path
 from typing import Any
 
 from attnc import cache
+from attnc.analyse.key_ranking import KeyRanking
+from attnc.analyse.ranking import Ranking
 from attnc.autotune import bucket
 from attnc.autotune.bucket import Bucket
-from attnc.backends.protocol import Kernel, Target, Workload
+from attnc.backends.protocol import Backend, Kernel, Router, Selector, Target, Workload
 from attnc.errors import BundleError
+from attnc.ir.nodes import Input
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
+from attnc.routing.lower import is_choice
 from attnc.runtime import Sizes, Widths
-from attnc.targets import backend_for
+from attnc.targets import backend_for, target_of_device
 
 KIND = "attnc bundle"
 FORMAT = 2
-"""1 had no kernels for buckets of sizes."""
+"""1 had neither kernels for buckets of sizes nor parts."""
 MANIFEST = cache.MANIFEST
 
 WIDER: Mapping[str, tuple[str, ...]] = {
@@ -66,8 +72,11 @@ def write_bundle(
     target: Target,
     backend: str,
     kernels: Mapping[Variant, Kernel],
+    parts: Sequence[tuple[Program, Mapping[Variant, Kernel]]] = (),
 ) -> None:
     """Write a bundle as the folder ``where``, in one step: nothing or a whole one stands there afterwards.
+
+    ``parts`` are the attentions that ``program`` is made of, with their kernels, if it has routes, branches or windows.
 
     Raises:
         BundleError: something that is not a bundle stands there already.
@@ -91,6 +100,10 @@ def write_bundle(
             "backend": backend,
             "bucket_version": bucket.VERSION,
             "kernels": entries,
+            "parts": {
+                _digest(part): [_write_kernel(made / "parts" / _digest(part), *one) for one in held.items()]
+                for part, held in parts
+            },
             "files": cache.digests(made),
         }
         (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
@@ -99,6 +112,11 @@ def write_bundle(
         made.rename(where)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+def _digest(program: Program) -> str:
+    """What a part goes by: its printed text."""
+    return cache.digest_of(print_program(program))
 
 
 def _write_kernel(made: Path, variant: Variant, kernel: Kernel) -> dict[str, Any]:
@@ -147,6 +165,11 @@ class Bundle:
             self.tag = f"{where.resolve()} {cache.key_of(manifest)}"
             found = {_variant(entry): entry for entry in manifest["kernels"]}
             self._entries = {variant: entry for variant, entry in found.items() if not variant.buckets}
+            self._parts = {
+                digest: {_variant(entry): entry for entry in entries}
+                for digest, entries in manifest.get("parts", {}).items()
+            }
+            self._folder = where
             self.tuned = {
                 (variant.widths, variant.workload, one): entry
                 for variant, entry in found.items()
@@ -161,6 +184,21 @@ class Bundle:
             if isinstance(error, BundleError):
                 raise
             raise BundleError(f"the bundle {where} is damaged: {MANIFEST}: {error}") from None
+
+    def backend_on(self, device: str) -> Backend:
+        """What runs on a type of device."""
+        return backend_for(target_of_device(device), self._backend, compiles=False)
+
+    def of_part(self, program: Program) -> Bundle:
+        """The kernels of an attention that the program is made of; none, if it was compiled without."""
+        digest = _digest(program)
+        part = copy.copy(self)
+        part.program = program
+        part.tag = f"{self.tag} {digest}"
+        part._entries = self._parts.get(digest, {})
+        part.tuned, part._loaded = {}, {}
+        part._folder = self._where / "parts" / digest
+        return part
 
     def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
         """Load the kernel for a call: the one tuned for its bucket of sizes, or that for all sizes.
@@ -186,10 +224,24 @@ class Bundle:
         try:
             if name not in self._loaded:
                 backend = backend_for(target, self._backend, compiles=False)
-                self._loaded[name] = backend.load(self._where / "kernels" / name, entry["kernel"])
+                self._loaded[name] = backend.load(self._folder / "kernels" / name, entry["kernel"])
             return self._loaded[name]
         except (KeyError, TypeError, ValueError, OSError, ImportError) as error:
             raise BundleError(f"the bundle {self._where} cannot be run here: {name}: {error}") from error
+
+    def refusal(self, widths: Widths, workload: Workload, target: Target) -> str | None:
+        """Whether the bundle lacks a kernel."""
+        if str(target) != self.target or Variant(widths, workload) not in self._entries:
+            return f"the bundle {self._where} has no such kernel"
+        return None
+
+    def router(self, program: Program, widths: Widths, workload: Workload, device: str) -> tuple[Ranking, Router] | str:
+        """Why torch chooses."""
+        return f"the bundle {self._where} holds no kernels that choose"
+
+    def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:
+        """Why torch chooses."""
+        return f"the bundle {self._where} holds no kernels that choose"
 
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> str:
         """Why the reference computes gradients."""
@@ -248,7 +300,10 @@ def _version() -> str:
     return attnc.__version__
 
 
-def default_inputs(kinds: Sequence[str], dtype: str) -> tuple[str, ...]:
-    """Element types of inputs that hold those of most calls: reals in f32 (f64 with f64), ints in 64 bits."""
-    real = "f64" if dtype == "f64" else "f32"
-    return tuple({"real": real, "int": "i64", "bool": "bool"}[kind] for kind in kinds)
+def default_inputs(inputs: Sequence[Input], dtype: str) -> tuple[str, ...]:
+    """Element types of inputs that hold those of most calls: reals in f32 (f64 with f64), ints in 64 bits.
+
+    What routes chose comes in 32 bits.
+    """
+    types = {"real": "f64" if dtype == "f64" else "f32", "int": "i64", "bool": "bool"}
+    return tuple("i32" if is_choice(source) else types[source.kind] for source in inputs)

@@ -20,11 +20,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Router, Unsavable
+from attnc.backends.protocol import Backend, BackwardKernel, Choosing, Kernel, Router, Selector, Unsavable
 
 MANIFEST = "manifest.json"
 _T = TypeVar("_T")
-_K = TypeVar("_K", bound=Kernel | BackwardKernel | Router)
+_K = TypeVar("_K", bound=Kernel | BackwardKernel | Router | Selector)
 _Load: TypeAlias = Callable[[Path, Mapping[str, Any]], _K]
 _log = logging.getLogger("attnc")
 
@@ -62,6 +62,11 @@ def key_of(*parts: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:40]
 
 
+def digest_of(text: str) -> str:
+    """The name of what is determined by a text alone."""
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
 class KernelCache:
     """Kernels by key. ``built`` counts the compilations that this process had to do."""
 
@@ -76,6 +81,10 @@ class KernelCache:
     def get_backward(self, key: str, backend: Backend, build: Callable[[], BackwardKernel]) -> BackwardKernel:
         """The same for the kernel of a backward."""
         return self._get(key, backend.name, backend.load_backward, build)
+
+    def get_selector(self, key: str, backend: Choosing, build: Callable[[], Selector]) -> Selector:
+        """The same for kernels that choose."""
+        return self._get(key, backend.name, backend.load_selector, build)
 
     def get_router(self, key: str, backend: Backend, build: Callable[[], Router]) -> Router:
         """The same for what chooses."""
@@ -151,7 +160,7 @@ def read_entry(entry: Path, backend: str, load: _Load[_K]) -> _K | None:
         return None
 
 
-def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Router, backend: str) -> None:
+def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Router | Selector, backend: str) -> None:
     """Save ``kernel`` as the folder ``entry``; where the disk refuses, go on without."""
     try:
         entry.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -171,7 +180,7 @@ def write_entry(entry: Path, kernel: Kernel | BackwardKernel | Router, backend: 
         shutil.rmtree(made, ignore_errors=True)
 
 
-def save_kernel(where: Path, kernel: Kernel | BackwardKernel | Router, backend: str) -> dict[str, Any]:
+def save_kernel(where: Path, kernel: Kernel | BackwardKernel | Router | Selector, backend: str) -> dict[str, Any]:
     """Write ``kernel`` and its manifest into an empty folder; the manifest is also returned."""
     saved = kernel.save(where)
     manifest = {"backend": backend, "kernel": dict(saved), "files": digests(where)}

@@ -127,12 +127,14 @@ def made_of_parts(program: Program, source: KernelSource) -> Composite:
     from attnc.op import Op
     from attnc.routing.composite import Composite
 
-    assert isinstance(source, JustInTime), "a bundle holds plain attentions alone"
     try:
-        return Composite(program, lambda plain: Op(plain, source.of_part(plain)), source)
+        made = Composite(program, lambda plain: Op(plain, source.of_part(plain)), source)
     except NotLowerable as error:
         span = _span_of(program, error.node) if error.node else _whole(program)
         raise UnsupportedError([Diagnostic("E802", str(error), span, hint=error.hint)]) from None
+    if not isinstance(source, JustInTime):
+        made.regroups = made.keeps = False
+    return made
 
 
 def build_kernel(

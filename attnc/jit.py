@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 from attnc import cache
 from attnc.autotune.bucket import Bucket, bucket_of
 from attnc.autotune.request import Chooser, Direction, Request, untuned
-from attnc.backends.protocol import Backend, BackwardKernel, Config, Kernel, Router, Target, Workload
+from attnc.backends.protocol import (
+    Backend,
+    BackwardKernel,
+    Choosing,
+    Config,
+    Kernel,
+    Router,
+    Selector,
+    Target,
+    Workload,
+)
 from attnc.errors import TargetError, UnsupportedError
 from attnc.ir.program import Program
 from attnc.runtime import Sizes, Training, Widths
@@ -19,6 +29,7 @@ from attnc.targets import backend_for, target_of_device
 
 if TYPE_CHECKING:
     from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.key_ranking import KeyRanking
     from attnc.analyse.ranking import Ranking
     from attnc.plan import Plan
 
@@ -130,6 +141,27 @@ class JustInTime:
 
         return cache.kernels.get(key, backend, build)
 
+    def refusal(self, widths: Widths, workload: Workload, target: Target) -> str | None:
+        """What the backend cannot run."""
+        try:
+            problems = backend_for(target, self._backend).problems(self.plan(widths), workload, target)
+        except UnsupportedError as error:
+            return str(error)
+        return problems[0].message if problems else None
+
+    def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:
+        """The kernels that choose by a ranking, from the cache or built, or why there are none."""
+        backend = backend_for(target, self._backend)
+        if not isinstance(backend, Choosing):
+            return f"the {backend.name} backend has no kernels that choose"
+        if problems := backend.selector_problems(ranking, workload, target):
+            return problems[0].message
+        from attnc.ir.printer import print_program
+
+        what = "choose", print_program(ranking.program), ranking.heads, asdict(workload)
+        key = cache.key_of(*what, str(target), backend.name, backend.toolchain(target))
+        return cache.kernels.get_selector(key, backend, lambda: backend.build_selector(ranking, workload, target))
+
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """The derived backward for the gradients of ``names`` and its kernels, or why there is none."""
         from attnc import compiler
@@ -191,6 +223,8 @@ class JustInTime:
     ) -> Config:
         """What the chooser says of a kernel."""
         backend = backend_for(target, self._backend)
+        if self.program.listed is not None:  # an attention within another: there is no record of it
+            return backend.space(subject(widths), workload, target, sizes).default
         return self._choose(
             Request(
                 self.program,

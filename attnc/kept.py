@@ -24,7 +24,7 @@ CLASSES: Mapping[str, str] = {
     name: module
     for module, names in {
         "attnc.grammar.source": "Span",
-        "attnc.ir.program": "Program Body Route Select",
+        "attnc.ir.program": "Program Body Route Select Listed",
         "attnc.plan": "Plan Pass Statistic Accumulator TokenMap",
         "attnc.analyse.gradient.backward": "Backward Walk Sum Scatter Contribution",
     }.items()

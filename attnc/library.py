@@ -116,14 +116,14 @@ def register(name: str, implementation: Implementation) -> Operators:
 def needed(signature: Signature, q: Tensor, k: Tensor, v: Tensor, values: Values) -> list[bool]:
     """Of q, k, v and every real input, whether it requires a gradient."""
     arguments = (q, k, v, *values)
-    return [arguments[slot].requires_grad for slot in _differentiable(signature)]
+    return [arguments[slot].requires_grad for slot in differentiable(signature)]
 
 
 def _register_forward(
     name: str, arguments: str, implementation: Implementation, gradient: Callable[..., Any], lse: bool
 ) -> Callable[..., Any]:
     """An operator that keeps nothing for its backward."""
-    slots = _differentiable(implementation.signature)
+    slots = differentiable(implementation.signature)
 
     def run(q: Tensor, k: Tensor, v: Tensor, *values: Any) -> Any:
         results = implementation.run(q, k, v, values, lse)
@@ -141,17 +141,17 @@ def _register_forward(
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         inputs = (*ctx.saved_tensors, *ctx.numbers)
         needs = [bool(ctx.needs_input_grad[slot]) for slot in slots]
-        return _scatter(gradient(list(cotangents), [], *inputs, needs), needs, slots, len(inputs))
+        return scattered(gradient(list(cotangents), [], *inputs, needs), needs, slots, len(inputs))
 
     schema = f"({arguments}) -> {'(Tensor, Tensor)' if lse else 'Tensor'}"
-    return _define(name, schema, run, fake, backward, setup_context)
+    return define(name, schema, run, fake, backward, setup_context)
 
 
 def _register_training(
     name: str, arguments: str, implementation: Implementation, gradient: Callable[..., Any]
 ) -> Callable[..., Any]:
     """The operator ``name_train``: the output, the log-sum-exp if asked for, and what the backward reads."""
-    slots = _differentiable(implementation.signature)
+    slots = differentiable(implementation.signature)
 
     def run(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> list[Tensor]:
         *values, needs, lse = rest
@@ -183,10 +183,10 @@ def _register_training(
         like = implementation.shapes(q, k, v, values, ctx.lse)
         given = [torch.zeros_like(x) if c is None else c for c, x in zip(cotangents, like, strict=True)]
         grads = gradient(given, list(kept), *inputs, ctx.needs)
-        return (*_scatter(grads, ctx.needs, slots, len(inputs)), None, None)
+        return (*scattered(grads, ctx.needs, slots, len(inputs)), None, None)
 
     schema = f"({arguments}, bool[] needs, bool lse) -> Tensor[]"
-    return _define(f"{name}_train", schema, run, fake, backward, setup_context)
+    return define(f"{name}_train", schema, run, fake, backward, setup_context)
 
 
 def _kept(derived: Backward | str, results: Sequence[Tensor], lse: bool) -> list[Tensor]:
@@ -199,7 +199,7 @@ def _kept(derived: Backward | str, results: Sequence[Tensor], lse: bool) -> list
 
 def _register_gradient(name: str, arguments: str, implementation: Implementation) -> Callable[..., Any]:
     """The operator ``name_grad``: cotangents of the results to gradients of the arguments that need one."""
-    slots = _differentiable(implementation.signature)
+    slots = differentiable(implementation.signature)
 
     def pull(cotangents: Sequence[Tensor], inputs: Sequence[Any], needs: Sequence[bool]) -> list[Tensor]:
         """Through the reference."""
@@ -252,11 +252,11 @@ def _register_gradient(name: str, arguments: str, implementation: Implementation
         saved = ctx.saved_tensors
         cotangents, inputs = list(saved[:split]), [*saved[split:], *ctx.numbers]
         grads = second(list(of_grads), cotangents, *inputs, ctx.needs)
-        of_inputs = _scatter(grads[split:], [True] * len(slots), slots, len(inputs))
+        of_inputs = scattered(grads[split:], [True] * len(slots), slots, len(inputs))
         return (list(grads[:split]), [None] * kept, *of_inputs, None)
 
     schema = f"(Tensor[] cotangents, Tensor[] kept, {arguments}, bool[] needs) -> Tensor[]"
-    return _define(f"{name}_grad", schema, run, fake, backward, setup_context)
+    return define(f"{name}_grad", schema, run, fake, backward, setup_context)
 
 
 def _register_second_gradient(
@@ -286,15 +286,15 @@ def _register_second_gradient(
         return [torch.empty_like(x) for x in (*cotangents, *(rest[slot] for slot in slots))]
 
     schema = f"(Tensor[] of_grads, Tensor[] cotangents, {arguments}, bool[] needs) -> Tensor[]"
-    return _define(f"{name}_grad2", schema, run, fake, _third_gradient, lambda ctx, inputs, output: None)
+    return define(f"{name}_grad2", schema, run, fake, _third_gradient, lambda ctx, inputs, output: None)
 
 
-def _differentiable(signature: Signature) -> list[int]:
+def differentiable(signature: Signature) -> list[int]:
     """Positions of q, k, v and the real inputs among the arguments."""
     return [0, 1, 2, *(3 + at for at, source in enumerate(signature.inputs) if source.kind is Kind.REAL)]
 
 
-def _scatter(
+def scattered(
     grads: Sequence[Tensor], needs: Sequence[bool], slots: Sequence[int], count: int
 ) -> tuple[Tensor | None, ...]:
     """``grads``, one for each needed slot, at their places among ``count`` arguments."""
@@ -320,7 +320,7 @@ def _third_gradient(ctx: Any, *grads: Any) -> Any:
     raise NotImplementedError("attnc differentiates an attention twice, not three times; use op.reference for that")
 
 
-def _define(
+def define(
     name: str,
     schema: str,
     run: Callable[..., Any],
@@ -343,7 +343,7 @@ def _define(
 
 def untraced(run: Callable[..., Any]) -> Callable[..., Any]:
     """``run``, hidden from ``torch.compile`` once that is in use."""
-    hidden = torch._disable_dynamo(run)  # type: ignore[attr-defined]
+    hidden = torch._disable_dynamo(lambda *args: run(*args))  # type: ignore[attr-defined]  # methods bear no marks
     return lambda *args: hidden(*args) if "torch._dynamo" in sys.modules else run(*args)
 
 

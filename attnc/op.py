@@ -16,6 +16,7 @@ from attnc.errors import ArgumentError, UnsupportedError
 from attnc.ir.printer import print_program
 from attnc.ir.program import Program
 from attnc.plan import Plan
+from attnc.routing import registered
 from attnc.routing.lower import is_plain
 from attnc.runtime import KernelSource, Runtime
 from attnc.signature import describe
@@ -40,11 +41,14 @@ class Op:
     def __init__(self, program: Program, source: KernelSource) -> None:
         self.program = program
         self._runtime = Runtime(program, source)
-        self._signature = self._runtime.signature
-        self._source = source
+        self.signature = self._runtime.signature
+        self.source = source
         self._plain = is_plain(program)
+        name = _operator_name(program, source)
         if self._plain:
-            self._operators = library.register(_operator_name(program, source), self._runtime)
+            self._operators = library.register(name, self._runtime)
+        else:
+            self._routed = registered.register(name, self)
 
     @property
     def name(self) -> str:
@@ -54,14 +58,14 @@ class Op:
     @property
     def arguments(self) -> tuple[str, ...]:
         """The names of what is passed besides q, k and v."""
-        return self._signature.names
+        return self.signature.names
 
     @functools.cached_property
     def composite(self) -> Composite:
         """The steps of a program with routes, branches or windows."""
         from attnc.compiler import made_of_parts
 
-        return made_of_parts(self.program, self._source)
+        return made_of_parts(self.program, self.source)
 
     @property
     def hash(self) -> str:
@@ -86,23 +90,35 @@ class Op:
             ArgumentError: an argument is missing, unknown, or does not fit.
             SpecError: the spec asks for something that the target cannot do; the error points at it.
         """
-        values = self._signature.bind(arguments)
-        check_types(self._signature, q, k, v, values)
+        values = self.signature.bind(arguments)
+        check_types(self.signature, q, k, v, values)
         if not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active():
             raise ArgumentError("q", "the kernels cannot run under transforms of torch.func: use op.reference there")
         if not self._plain:
-            return self.composite.run(q, k, v, values, return_lse)
-        if torch.is_grad_enabled() and any(needs := library.needed(self._signature, q, k, v, values)):
+            if not torch.compiler.is_compiling():
+                return self.composite.run(q, k, v, values, return_lse)
+            results = self._routed(q, k, v, *values, return_lse)
+            return (results[0], results[1]) if return_lse else results[0]
+        if torch.is_grad_enabled() and any(needs := library.needed(self.signature, q, k, v, values)):
             results = self._operators.train(q, k, v, *values, needs, return_lse)
             return (results[0], results[1]) if return_lse else results[0]
         call = self._operators.forward_lse if return_lse else self._operators.forward
         return call(q, k, v, *values)
 
+    def refusal(self, q: Tensor, k: Tensor, v: Tensor, arguments: Mapping[str, Any], lse: bool = False) -> str | None:
+        """Why kernels would refuse these arguments, the gradients that they need included; ``None`` if they run.
+
+        ``arguments`` may hold more than the operator takes.
+        """
+        values = self.signature.bind({name: arguments[name] for name in self.arguments if name in arguments})
+        needs = library.needed(self.signature, q, k, v, values) if torch.is_grad_enabled() else ()
+        return self._runtime.refusal(q, k, v, values, lse, needs)
+
     def reference(self, q: Tensor, k: Tensor, v: Tensor, *, return_lse: bool = False, **arguments: Any) -> Any:
         """The same by definition: eager torch in the dtype of the arguments, O(M·N) memory, differentiable."""
-        values = self._signature.bind(arguments)
-        check_types(self._signature, q, k, v, values)
-        check_call(self.program, self._signature, q, k, v, values)
+        values = self.signature.bind(arguments)
+        check_types(self.signature, q, k, v, values)
+        check_call(self.program, self.signature, q, k, v, values)
         out, lse = self._runtime.evaluate(q, k, v, values, return_lse)
         return (out, lse) if return_lse else out
 
@@ -158,7 +174,7 @@ class Op:
         """
         from attnc.cost import cost
 
-        extents = {name: given.pop(name) for name in self._signature.extents if name in given}
+        extents = {name: given.pop(name) for name in self.signature.extents if name in given}
         sizes = {"B": B, "H": H, "G": H if G is None else G, "M": M, "N": N, "D": D, "E": D if E is None else E}
         return cost(self.plan(D, E), sizes | extents, given)
 
@@ -193,8 +209,8 @@ class Op:
         Raises:
             ArgumentError: the spec has no routes, or an argument does not fit.
         """
-        values = self._signature.bind(arguments)
-        check_types(self._signature, q, k, v, values)
+        values = self.signature.bind(arguments)
+        check_types(self.signature, q, k, v, values)
         if is_plain(self.program) or not any(part.body.routes for part, _ in self.composite.parts):
             raise ArgumentError("q", f"`{self.name}` has no routes; `draw` shows its mask")
         return self.composite.draw(q, k, v, values, b, h)
@@ -211,9 +227,9 @@ class Op:
         return self
 
     def __repr__(self) -> str:
-        declared = [f"{source.name}: {describe(source)}" for source in self._signature.inputs]
-        declared += [f"{parameter.name}: {parameter.kind}" for parameter in self._signature.parameters]
-        declared += [f"{name}: int" for name in self._signature.extents]
+        declared = [f"{source.name}: {describe(source)}" for source in self.signature.inputs]
+        declared += [f"{parameter.name}: {parameter.kind}" for parameter in self.signature.parameters]
+        declared += [f"{name}: int" for name in self.signature.extents]
         return f"<attnc.Op {self.name}({', '.join(['q', 'k', 'v', *declared])})>"
 
 

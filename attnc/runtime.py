@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from attnc.autotune.bucket import bucket_of
-from attnc.backends.protocol import BackwardKernel, Kernel, Target, Workload
+from attnc.backends.protocol import Backend, BackwardKernel, Kernel, Router, Selector, Target, Workload
 from attnc.errors import ArgumentError, TargetError
 from attnc.gradients import Call, gradients, results_for
 from attnc.ir.nodes import Kind
@@ -22,6 +22,8 @@ from attnc.validate import DTYPES, check_call, split
 
 if TYPE_CHECKING:
     from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.key_ranking import KeyRanking
+    from attnc.analyse.ranking import Ranking
 
 Widths = tuple[int, int]
 """Head widths ``(D, E)``."""
@@ -49,6 +51,18 @@ class KernelSource(Protocol):
         """What tells it from other sources for the same program; empty for the compiler with its usual backends."""
         ...
 
+    def backend_on(self, device: str) -> Backend:
+        """What runs on a type of device.
+
+        Raises:
+            TargetError: nothing does.
+        """
+        ...
+
+    def of_part(self, program: Program) -> KernelSource:
+        """The kernels of an attention that the program is made of."""
+        ...
+
     def kernel(self, widths: Widths, workload: Workload, target: Target, sizes: Sizes) -> Kernel:
         """The kernel for these head widths and element types on ``target``.
 
@@ -56,11 +70,23 @@ class KernelSource(Protocol):
         """
         ...
 
+    def refusal(self, widths: Widths, workload: Workload, target: Target) -> str | None:
+        """Why there is no such kernel, as far as can be told without building it."""
+        ...
+
     def training(self, widths: Widths, names: Container[str], workload: Workload, target: Target) -> Training | str:
         """How to train for the gradients of ``names``, or why the reference must.
 
         With ``workload.lse`` the backward takes the cotangent of the log-sum-exp too.
         """
+        ...
+
+    def router(self, program: Program, widths: Widths, workload: Workload, device: str) -> tuple[Ranking, Router] | str:
+        """Kernels that choose for the one route of a part, or why torch must."""
+        ...
+
+    def selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector | str:
+        """Kernels that choose single keys by a ranking, or why torch must."""
         ...
 
     def lse_problem(self, widths: Widths) -> str | None:
@@ -85,6 +111,7 @@ class Runtime:
         self._source = source
         self._chosen: dict[tuple[Any, ...], Kernel] = {}
         self._training: dict[tuple[Any, ...], Training | str] = {}
+        self._refusals: dict[tuple[Any, ...], str | None] = {}
 
     def run(
         self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool] = ()
@@ -123,6 +150,21 @@ class Runtime:
         """The derived backward for a call that needs some gradients, or why the reference serves them."""
         training = self._train(q, v, values, lse, needs)
         return training if isinstance(training, str) else training.backward
+
+    def refusal(
+        self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], lse: bool, needs: Sequence[bool] = ()
+    ) -> str | None:
+        """Why no kernel runs such a call, or none serves the gradients it needs."""
+        key = self._key(q, v, values, lse)
+        if key not in self._refusals:
+            try:
+                self._refusals[key] = self._source.refusal(*self._wanted(q, v, values, lse))
+            except TargetError as error:
+                self._refusals[key] = str(error)
+        if (refusal := self._refusals[key]) is not None or not any(needs):
+            return refusal
+        trained = self._train(q, v, values, lse, needs)
+        return trained if isinstance(trained, str) else None
 
     def pull(
         self,

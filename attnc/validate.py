@@ -55,6 +55,8 @@ def check_call(
     _check_group(program.group, sizes)
     inputs, numbers, extents = split(signature, values)
     sizes |= _check_extents(program, signature.extents, extents, sizes["N"])
+    if program.listed is not None:
+        sizes["L"] = inputs[signature.inputs.index(program.listed.numbers)].shape[-1]
     for source, tensor in zip(signature.inputs, inputs, strict=True):
         _check_tensor(source.name, tensor, ALLOWED[source.kind], f"declared {describe(source)}", q.device)
         expected = [size_value(dim, sizes) for dim in source.dims]

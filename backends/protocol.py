@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from attnc.analyse.gradient.backward import Backward
+    from attnc.analyse.key_ranking import KeyRanking
     from attnc.analyse.ranking import Ranking
     from attnc.ir.nodes import Node
     from attnc.plan import Plan
@@ -180,6 +181,36 @@ class BackwardKernel(Protocol):
         ...
 
 
+class Selector(Protocol):
+    """Compiled code that chooses single keys by their ranks."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        sizes: Mapping[str, int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        """Write ``numbers [B, heads, M, longest]``, the keys that each row chose in ascending order, and how many they
+        are, ``counts [B, heads, M]``; both int32 and contiguous. What stands behind them is not written.
+
+        ``sizes`` holds the extents of the call and ``count``, the length of the axis that ranks are summed over.
+        """
+        ...
+
+    @property
+    def texts(self) -> Mapping[str, str]:
+        """Readable by-products by file name."""
+        ...
+
+    def save(self, folder: Path) -> Mapping[str, Any]:
+        """As :meth:`Kernel.save`; :meth:`Choosing.load_selector` reads it."""
+        ...
+
+
 class Router(Protocol):
     """Compiled code for one ranking, workload and target."""
 
@@ -277,4 +308,21 @@ class Backend(Protocol):
 
     def toolchain(self, target: Target) -> str:
         """Name and version of everything that decides what :meth:`build` yields, for cache keys."""
+        ...
+
+
+@runtime_checkable
+class Choosing(Backend, Protocol):
+    """A backend that also has kernels for choosing single keys; others leave that to torch."""
+
+    def selector_problems(self, ranking: KeyRanking, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        """Everything in a ranking that this backend cannot run on ``target``; empty if it can."""
+        ...
+
+    def build_selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector:
+        """Compile a choice of single keys."""
+        ...
+
+    def load_selector(self, folder: Path, manifest: Mapping[str, Any]) -> Selector:
+        """The kernel that :meth:`Selector.save` wrote, without calling any compiler."""
         ...

@@ -119,11 +119,24 @@ def test_explain_says_who_chooses() -> None:
     assert "a: 1 pass over the keys" in text
 
 
-def test_a_bundle_refuses_with_a_place(tmp_path: Any) -> None:
-    spec = tmp_path / "a.attn"
-    spec.write_text("attention a {\n    route keys(block=4) per head { rank 1.0 * J select top(2) }\n}\n")
-    with pytest.raises(attnc.UnsupportedError, match=r"a.attn:2:\d+.*`route`.*bundle"):
-        attnc.compile(spec, "cpu", tmp_path / "out")
+@pytest.mark.parametrize("name", ["nsa", "star"])
+def test_bundles(name: str, generator: torch.Generator, tmp_path: Any) -> None:
+    """A bundle runs what the spec does, choices in torch, and compiles nothing."""
+    case = next(case for case in CASES if case.name == name)
+    made = make(case, generator)
+    constants = {key: int(value) for key, value in case.constants.items()}
+    d, e = made.env.D, made.env.E
+    op = attnc.compile(SPECS / f"{name}.attn", "cpu", tmp_path / "out", constants=constants, head_dims=[(d, e)],
+                       dtypes=["f32"])  # fmt: skip
+    built = attnc.jit.build_count()
+    q, k, v = (x.float() for x in made.tokens)
+    given = {key: x.float() if x.is_floating_point() else x for key, x in made.inputs.items()}
+    for loaded in (op, attnc.load(tmp_path / "out")):
+        found = loaded(q, k, v, **given)
+        torch.testing.assert_close(found, made.op.reference(q, k, v, **given), rtol=1e-4, atol=1e-5)
+    assert attnc.jit.build_count() == built
+    with pytest.raises(attnc.BundleError, match="no kernel"):
+        op(q.bfloat16(), k.bfloat16(), v.bfloat16(), **given)
 
 
 REGROUPED = """
@@ -215,3 +228,81 @@ def test_what_was_chosen_is_drawn(generator: torch.Generator, tmp_path: Any) -> 
     assert CliRunner().invoke(app, ["draw", str(SPECS.parent / "causal.attn")]).exit_code == 2
     with pytest.raises(attnc.ArgumentError, match="no routes"):
         attnc.load(SPECS.parent / "causal.attn").draw_routes(q, k, v)
+
+
+COMPILED = ["moba:moba", "nsa", "dsa:hisa", "star", "mosa", "hyper", "seer:prefill"]
+at_once = [pytest.param(name, marks=[] if name in ("nsa", "dsa:hisa") else [pytest.mark.slow]) for name in COMPILED]
+
+
+@pytest.mark.parametrize("name", at_once)
+def test_compiled_as_one_graph(name: str, generator: torch.Generator) -> None:
+    """Forward and backward without a break, and the results of eager mode."""
+    case = next(case for case in CASES if case.name == name)
+    made = make(case, generator)
+    names = [name for name, x in made.inputs.items() if x.is_floating_point()]
+    real = [x.float() for x in (*made.tokens, *(made.inputs[name] for name in names))]
+    cotangent = torch.randn(real[0].shape[:3] + made.tokens[2].shape[3:], generator=generator)
+    results = []
+    for call in (made.op, torch.compile(made.op, fullgraph=True, backend="aot_eager")):
+        leaves = [x.clone().requires_grad_() for x in real]
+        out = call(*leaves[:3], **{**made.arguments, **dict(zip(names, leaves[3:], strict=True))})
+        results.append((out, *torch.autograd.grad(out, leaves, cotangent, allow_unused=True)))
+    for eager, compiled in zip(*results, strict=True):
+        if eager is None:
+            assert compiled is None or not compiled.any()
+        else:
+            torch.testing.assert_close(compiled, eager, rtol=1e-5, atol=1e-5)
+
+
+def test_exported(generator: torch.Generator, tmp_path: Any) -> None:
+    op = attnc.loads("attention a { mask causal route keys(block=4) per query { rank dot(q, mean(k)) select top(2) } }")
+
+    class Model(torch.nn.Module):
+        def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Any:
+            return op(q, k, v, return_lse=True)
+
+    given = tuple(torch.randn(1, 2, n, 16, generator=generator) for n in (9, 20, 20))
+    exported = torch.export.export(Model(), given)
+    torch.testing.assert_close(exported.module()(*given), op(*given, return_lse=True), rtol=1e-5, atol=1e-5)
+
+
+KEPT = """
+attention rows     { input r: real[B, H, N] mask causal keep queries top(5) by r[b, h, i] output r[b, h, i] * o }
+attention both     { input r: real[B, H, N] param t: real = 0.5 mask causal and i - j < 9
+                     score dot(q, k) * scale - t * (i - j) + 0.01 * N
+                     keep queries top(max(2, N // 4)) by r[b, h, i]
+                     route keys(block=1) per head { rank r[b, h, j] select top(N // 3) } }
+attention ranked   { input r: real[B, H, N] mask causal keep queries top(7) by r[b, h, i]
+                     route keys(block=4) per query { rank dot(q, mean(k)) select top(2) } }
+"""
+
+
+@pytest.mark.parametrize(("name", "kept"), [("rows", True), ("both", True), ("ranked", False)])
+@pytest.mark.parametrize("groups", [2, 4])
+def test_kept_queries(name: str, kept: bool, groups: int, generator: torch.Generator, tolerance: Tolerance) -> None:
+    """A small dense problem: the result, the log-sum-exp and the gradients of the definition."""
+    op = attnc.loads(KEPT, name)
+    shapes = ((2, 4, 23, 16), (2, groups, 29, 16), (2, groups, 29, 8), (2, 4, 29))
+    wide = [torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_() for shape in shapes]
+    narrowed = [x.detach().float().requires_grad_() for x in wide]
+    expected, rows = op.reference(*wide[:3], r=wide[3], return_lse=True)
+    found, sums = op(*narrowed[:3], r=narrowed[3], return_lse=True)
+    assert op.composite.used == {"": "kept" if kept else "masked"}
+    torch.testing.assert_close(found, expected.float(), **tolerance(torch.float32))
+    torch.testing.assert_close(sums, rows.float(), **tolerance(torch.float32))
+    cotangent = torch.randn(found.shape, generator=generator)
+    of = slice(None) if name == "rows" else slice(3)
+    grads = torch.autograd.grad(found, narrowed[of], cotangent)
+    for grad, due in zip(grads, torch.autograd.grad(expected, wide[of], cotangent.double()), strict=True):
+        torch.testing.assert_close(grad, due.float(), rtol=1e-4, atol=1e-4)
+    without = op(*(x.detach() for x in narrowed[:3]), r=narrowed[3].detach())
+    torch.testing.assert_close(without, found.detach(), **tolerance(torch.float32))
+
+
+def test_explain_says_what_chooses_and_gathers() -> None:
+    dsa = attnc.load(SPECS / "dsa.attn", "dsa").explain(128)
+    assert "chosen by kernels on GPUs" in dsa
+    assert "the keys of each query are gathered by number" in dsa
+    odd = attnc.load(SPECS / "dsa.attn", "dsa", constants={"WIDTH": 5}).explain(128)
+    assert "chosen in torch: vectors whose width is no power of two from 16 to 512" in odd
+    assert "a small dense attention" in attnc.load(SPECS / "mosa.attn").explain(128)

@@ -111,10 +111,16 @@ def call_of(data: Data) -> Call:
     return Call(sizes, tensors, numbers, data.program.group)
 
 
-def results(data: Data, d_out: Tensor, target: Target) -> list[Tensor]:
+def results(
+    data: Data,
+    d_out: Tensor,
+    target: Target,
+    derived: Backward | None = None,
+    made: tuple[Kernel, BackwardKernel] | None = None,
+) -> list[Tensor]:
     """What the backward kernels write, in poisoned memory, after the forward kernels."""
-    forward, backward = kernels(data, target)
-    derived = backward_of(data)
+    forward, backward = made or kernels(data, target)
+    derived = derived or backward_of(data)
     out, nan = torch.full_like(d_out, float("nan")), float("nan")
     states = {}
     for source in derived.reads:
@@ -127,22 +133,29 @@ def results(data: Data, d_out: Tensor, target: Target) -> list[Tensor]:
     call = call_of(data)
     tensors = replace(derived, contributions=tuple(x for x in derived.contributions if not isinstance(x.at, Param)))
     of_tensors = iter(results_for(tensors, call))
-    made = [
+    written = [
         out.new_empty([size_value(dim, call.sizes) for dim in part.result.dims], dtype=torch.float32)
         if isinstance(part.at, Param)
         else next(of_tensors)
         for part in derived.contributions
     ]
-    for tensor in made:
+    for tensor in written:
         tensor.fill_(nan)
     reads = [given[source.name] for source in derived.reads]
-    backward.run(data.q, data.k, data.v, data.inputs, data.case.params, data.case.extents, reads, made)
-    return made
+    backward.run(data.q, data.k, data.v, data.inputs, data.case.params, data.case.extents, reads, written)
+    return written
 
 
-def found(data: Data, d_out: Tensor, target: Target) -> dict[str, Tensor]:
+def found(
+    data: Data,
+    d_out: Tensor,
+    target: Target,
+    derived: Backward | None = None,
+    kernels: tuple[Kernel, BackwardKernel] | None = None,
+) -> dict[str, Tensor]:
     """The gradients by name."""
-    call, derived, made = call_of(data), backward_of(data), results(data, d_out, target)
+    derived = derived or backward_of(data)
+    call, made = call_of(data), results(data, d_out, target, derived, kernels)
     params = {x.name for x in data.program.parameters}
     names = [name for name, x in call.tensors.items() if x.is_floating_point() and name not in params]
     of_tensors = [at for at, part in enumerate(derived.contributions) if part.name in names]
@@ -169,12 +182,17 @@ def expected(data: Data, d_out: Tensor) -> dict[str, Tensor]:
     return {name: torch.zeros_like(x) if g is None else g for (name, x), g in zip(leaves.items(), made, strict=True)}
 
 
-def compare(data: Data, target: Target) -> None:
+def compare(
+    data: Data,
+    target: Target,
+    derived: Backward | None = None,
+    kernels: tuple[Kernel, BackwardKernel] | None = None,
+) -> None:
     """Assert that the kernels' gradients are the reference's."""
     d_out = cotangent(data)
     right = expected(data, d_out)
     tolerance = TOLERANCES[NAMES[data.q.dtype]] * data.case.loose
-    for name, gradient in found(data, d_out, target).items():
+    for name, gradient in found(data, d_out, target, derived, kernels).items():
         size = max(1.0, float(right[name].abs().max())) if right[name].numel() else 1.0
         torch.testing.assert_close(
             gradient.double().to(right[name].device), right[name], rtol=tolerance, atol=tolerance * size,

@@ -12,6 +12,9 @@ import traceback
 from dataclasses import replace
 
 import block_routes
+import listed_cases
+import route_borders
+import routed_cases
 import torch
 import triton_backward_cases
 import triton_cases
@@ -180,6 +183,29 @@ def compare_gradient_bits(request: dict[str, object]) -> None:
         torch.testing.assert_close(first, second, rtol=0, atol=0)
 
 
+def compare_listed(request: dict[str, object]) -> None:
+    """Keys given by number: forward or gradients."""
+    sizes: dict[str, int] = dict(request.get("sizes", {}))  # type: ignore[call-overload]
+    given = [str(request[name]) for name in ("case", "heads", "dtype")]
+    data = listed_cases.listed(*given, int(request["seed"]), **sizes)  # type: ignore[call-overload, arg-type]
+    (listed_cases.compare_gradients if request.get("gradients") else listed_cases.compare)(data, TARGET)
+
+
+def compare_routed(request: dict[str, object]) -> None:
+    """A routed operator whose kernels gather single keys."""
+    routed_cases.compare_gathered(str(request["case"]), int(request["seed"]), bool(request.get("gradients")))  # type: ignore[call-overload]
+
+
+def compare_choices(request: dict[str, object]) -> None:
+    """Choices of single keys by kernels and in torch."""
+    routed_cases.compare_choices(str(request["case"]), int(request["seed"]), *request.get("sizes", ()))  # type: ignore[call-overload, misc]
+
+
+def compare_borders(request: dict[str, object]) -> None:
+    """Routes given what they are not made for."""
+    route_borders.compare(str(request["case"]), int(request["seed"]), "triton", *request.get("sizes", ()))  # type: ignore[call-overload, misc]
+
+
 def compare_choice(request: dict[str, object]) -> None:
     """What kernels choose against what torch does."""
     block_routes.compare_choice(str(request["route"]), str(request["dtype"]), int(request["seed"]), TARGET)  # type: ignore[call-overload]
@@ -204,6 +230,10 @@ ACTIONS = {
     "lists": compare_kept_lists,
     "program": compare_program,
     "library": compare_library,
+    "listed": compare_listed,
+    "routed": compare_routed,
+    "choices": compare_choices,
+    "borders": compare_borders,
     "choice": compare_choice,
     "block route": compare_block_route,
     "gradients": compare_gradients,

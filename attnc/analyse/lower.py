@@ -27,11 +27,11 @@ def stream_program(program: Program, keep_detach: bool = False) -> Plan:
     """
     body = program.body
     if program.branches:
-        raise NotLowerable("`branch` has no plan of its own, and no place in a bundle yet", body.output, LOAD)
+        raise NotLowerable("`branch` has no plan of its own", body.output, LOAD)
     if body.routes:
-        raise NotLowerable("`route` has no plan of its own, and no place in a bundle yet", body.routes[0].rank, LOAD)
+        raise NotLowerable("`route` has no plan of its own", body.routes[0].rank, LOAD)
     if body.windows is not None:
-        raise NotLowerable("`pool` has no plan of its own, and no place in a bundle yet", body.score, LOAD)
+        raise NotLowerable("`pool` has no plan of its own", body.score, LOAD)
     lse = log_denominator(body.weight)
     roots = (body.output,) if lse is None else (body.output, lse)
     streamed = stream(*map(pull_scalars, roots), keep_detach=keep_detach)

@@ -59,12 +59,11 @@ def problems(wanted: Wanted) -> list[Problem]:
     checked = recall_spec(spec_of(wanted.spec, wanted.constants))
     target = parse_target(wanted.target)
     backend = backend_for(target, wanted.backend)
-    kinds = [source.kind for source in checked.program.inputs]
     calls = []
     for text in wanted.shapes or [""]:
         sizes, widths = sizes_of(text, checked)
         for dtype in wanted.dtypes or USUAL[target.kind]:
-            workload = Workload(dtype, default_inputs(kinds, dtype), wanted.lse)
+            workload = Workload(dtype, default_inputs(checked.program.inputs, dtype), wanted.lse)
             calls.append(Problem(checked, backend.name, target, "forward", (), widths, workload, sizes))
     if wanted.tensors is not None:
         if wanted.shapes or wanted.dtypes:

@@ -269,6 +269,7 @@ class _Form:
             body=program.body.map(rename),
             branches=tuple((branch_names[name], bodies[name].map(rename)) for name in branches),
             widths=program.widths,
+            listed=program.listed and program.listed.map(lambda x: _with_dims(rename_input(x), rename)),
         )
         return Canonical(form, tuple(read), tuple(given), program.extents)
 

@@ -183,6 +183,8 @@ def _program_lines(program: Program) -> Iterator[str]:
         yield f"input {declaration(declared)}"
     for given in program.parameters:
         yield f"param {parameter(given)}"
+    if program.listed:
+        yield f"listed {program.listed.numbers.name} {program.listed.counts.name}"
     if program.space:
         yield f"space ({', '.join(f'{name}: {expression(extent, depth=_ALL)}' for name, extent in program.space)})"
     roots = [node for _, node in program.roots()]

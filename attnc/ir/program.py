@@ -123,11 +123,39 @@ class Body:
         return Body(fn(self.mask), fn(self.score), fn(self.weight), fn(self.value), fn(self.output), routes)
 
 
+LISTED = build.apply("ge", build.index("j"), build.literal(0))
+"""The mask of a program whose lists hold visible keys alone; rows may be empty all the same."""
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """The keys that each row may see, by number: two inputs of the program, which nothing else of it reads.
+
+    ``numbers`` is ``int[B, heads, M, L]``, ``counts`` ``int[B, heads, M]``: the first ``counts`` numbers of a row are
+    keys, each once, in any order; what follows means nothing. ``heads`` is ``H``, ``G`` (the query heads of a key head
+    share a list) or 1. ``L`` is the length of the longest list there could be.
+    """
+
+    numbers: Input
+    counts: Input
+
+    @property
+    def heads(self) -> str:
+        """``H``, ``G`` or nothing: who has a list."""
+        dim = self.counts.dims[1]
+        return dim.name if isinstance(dim, Size) else ""
+
+    def map(self, fn: Callable[[Input], Input]) -> Listed:
+        """The same of other declarations."""
+        return Listed(fn(self.numbers), fn(self.counts))
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """A whole spec. ``group`` is the key/value head as a function of ``h``; ``extents`` are the sizes of the
     space that the caller passes (or that follow from ``N``), in order. With branches, ``body.output`` combines
-    :class:`~attnc.ir.nodes.BranchOutput` nodes, and the rest of ``body`` says nothing.
+    :class:`~attnc.ir.nodes.BranchOutput` nodes, and the rest of ``body`` says nothing. A pair is visible if the mask
+    says so and, with ``listed``, its key is on the list of its row.
     """
 
     name: str
@@ -138,6 +166,7 @@ class Program:
     body: Body
     branches: tuple[tuple[str, Body], ...] = ()
     widths: tuple[int, int] | None = None
+    listed: Listed | None = None
     spans: Mapping[Node, Span] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -158,9 +187,14 @@ class Program:
 
     def map(self, fn: Callable[[Node], Node]) -> Program:
         """This program with ``fn`` applied to every root; ``fn`` also says what becomes of the inputs that are read."""
+
+        def mapped(declared: Input) -> Input:
+            return replace(declared, dims=tuple(map(fn, declared.dims)))
+
         return replace(
             self,
-            inputs=tuple(replace(x, dims=tuple(map(fn, x.dims))) for x in self.inputs),
+            inputs=tuple(map(mapped, self.inputs)),
+            listed=self.listed and self.listed.map(mapped),
             space=tuple((name, fn(extent)) for name, extent in self.space),
             group=fn(self.group),
             body=self.body.map(fn),

@@ -12,7 +12,7 @@ from attnc.ir import build
 from attnc.ir.nodes import Input, Kind, Literal, Node
 from attnc.ir.ops import OPS
 from attnc.ir.printer import REDUCTIONS
-from attnc.ir.program import Body, Parameter, Program, Route, Select
+from attnc.ir.program import Body, Listed, Parameter, Program, Route, Select
 
 _TOKEN = re.compile(
     r"""\s*(?:(?P<number>\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)|(?P<name>[$%]?[A-Za-z_]\w*|[$%]\w+)"""
@@ -271,6 +271,7 @@ def read_program(text: str) -> Program:
     inputs: list[Input] = []
     parameters: list[Parameter] = []
     space: tuple[tuple[str, Node], ...] = ()
+    listed: Listed | None = None
     group: Node | None = None
     branches: list[tuple[str, Body]] = []
     bodies: list[dict[str, Node]] = [{}]
@@ -289,6 +290,8 @@ def read_program(text: str) -> Program:
                 inputs.append(_input(rest, names))
             case "param":
                 parameters.append(_parameter(rest, names))
+            case "listed":
+                listed = _listed(rest, names)
             case "space":
                 space = _space(rest, names)
             case "group":
@@ -312,7 +315,7 @@ def read_program(text: str) -> Program:
     if group is None:
         raise Unreadable("there is no `group` line")
     body = _body(bodies[0], routes[0])
-    return Program(title, tuple(inputs), tuple(parameters), space, group, body, tuple(branches), names.widths)
+    return Program(title, tuple(inputs), tuple(parameters), space, group, body, tuple(branches), names.widths, listed)
 
 
 _NO_BODY = Body(*(build.literal(0),) * 5)
@@ -346,6 +349,14 @@ def _parameter(text: str, names: Names) -> Parameter:
     default = reader.prefix() if reader.given("=") else None
     names.params[name] = kind
     return Parameter(name, kind, default.value if isinstance(default, Literal) else None)
+
+
+def _listed(text: str, names: Names) -> Listed:
+    try:
+        numbers, counts = (names.inputs[name] for name in text.split())
+    except (KeyError, ValueError):
+        raise Unreadable(f"`{text}` does not name two inputs") from None
+    return Listed(numbers, counts)
 
 
 def _space(text: str, names: Names) -> tuple[tuple[str, Node], ...]:

@@ -34,12 +34,12 @@ from attnc.ir.nodes import (
     Window,
 )
 from attnc.ir.printer import expression
-from attnc.ir.program import Body, Program
+from attnc.ir.program import Body, Listed, Program
 from attnc.ir.traverse import contains, postorder
 from attnc.operations import OPERATIONS, rope
 from attnc.reference.points import Points, Visible, grid, visible
 from attnc.routing.choose import choose, visible_pairs
-from attnc.routing.dense import Call
+from attnc.routing.dense import Call, Widened
 from attnc.routing.pools import window_count, window_means
 
 _ROW_AXES, _KEY_AXES = frozenset("bhi"), frozenset("bhj")
@@ -87,6 +87,8 @@ class Run:
         self.is_lenient = False
         if program.body.routes:
             seen = seen & self._chosen(program.body)
+        if program.listed:
+            seen = seen & self._on_lists(program.listed)
         self.seen = visible(seen)
         self.memo.clear()
         if contains(program.body.mask, lambda node: isinstance(node, Read)):
@@ -125,7 +127,7 @@ class Run:
 
     def call(self) -> Call:
         """What routes are chosen on."""
-        return Call(self.tokens, self.inputs, self.params, self.sizes, self.groups)
+        return Call(Widened(self.tokens, self.dtype), self.inputs, self.params, self.sizes, self.groups)
 
     def _chosen(self, body: Body) -> Tensor:
         """The pairs that the routes leave, ``[B, H, M, N]``."""
@@ -133,6 +135,16 @@ class Run:
         choices = choose(call, body.mask, body.routes)
         left = visible_pairs(call, build.literal(True), choices, 0, self.M)
         return left.expand(self.B, self.H, self.M, self.N)
+
+    def _on_lists(self, listed: Listed) -> Tensor:
+        """The pairs whose key is on the list of its row, ``[B, H, M, N]``."""
+        numbers, counts = (self.inputs[source.name] for source in (listed.numbers, listed.counts))
+        every = torch.arange(self.H, device=self.device)
+        heads = {"H": every, "G": self.groups}.get(listed.heads, torch.zeros_like(every))
+        on = torch.arange(numbers.shape[-1], device=self.device) < counts[..., None]
+        found = torch.zeros(*numbers.shape[:-1], self.N + 1, dtype=torch.bool, device=self.device)
+        found.scatter_(-1, torch.where(on, numbers, self.N).long(), True)
+        return found[:, heads, :, : self.N]
 
     def rows_to_tensor(self, node: Node, elsewhere: float) -> Tensor:
         """The row expression ``node``, dense, ``elsewhere`` in rows without a visible key."""

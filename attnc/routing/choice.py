@@ -46,7 +46,9 @@ Held: TypeAlias = Words | Lists
 class Choice:
     """What a route chose among ``blocks`` blocks of ``block`` keys each, in either form.
 
-    For ``keep``, ``block`` is 0: the one bit of a row says whether it is kept. Conversions copy nothing to the host.
+    Heads of a group that choose together may have one choice in both forms: ``G`` instead of ``H``, where these differ
+    (:func:`by_head`). For ``keep``, ``block`` is 0: the one bit of a row says whether it is kept. Conversions copy
+    nothing to the host.
     """
 
     held: Held
@@ -88,9 +90,15 @@ class Choice:
                 chosen = unpack(bits[:, :, at])
             case Lists(numbers=numbers, counts=counts):
                 chosen = unpack(words_of(Lists(numbers[:, :, at], counts[:, :, at]), self.blocks))
+        chosen = by_head(chosen, call)
         if self.block == 0:
             return chosen[..., :1]
         return chosen[..., torch.arange(call.sizes["N"], device=call.device) // self.block]
+
+
+def by_head(x: Tensor, call: Call) -> Tensor:
+    """What is there for each key head, for each query head; other heads as they are."""
+    return x if x.shape[1] in (1, call.sizes["H"]) else x[:, call.groups]
 
 
 def unpack(words: Tensor) -> Tensor:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -23,14 +24,28 @@ MOST_NUMBERS = 1 << 26
 """How many numbers of the widest kind are made at a time; choosers are taken in stretches that keep to it."""
 
 
+Kernels: TypeAlias = Callable[[Call, int, Sequence[Choice]], Choice | None]
+
+
+def _no_kernels(call: Call, at: int, before: Sequence[Choice]) -> Choice | None:
+    return None
+
+
 @torch.no_grad()
-def choose(call: Call, mask: Node, routes: Sequence[Route], most: int | None = None) -> list[Choice]:
+def choose(
+    call: Call, mask: Node, routes: Sequence[Route], most: int | None = None, kernels: Kernels = _no_kernels
+) -> list[Choice]:
     """The choices of the routes of one body, in order: each is among what those before it leave.
 
-    They are words, or lists of at most ``most``, which must be enough.
+    They are words, or lists of at most ``most``, which must be enough. ``kernels(call, at, before)`` gives the choice
+    of route ``at``, or ``None`` where it is to be made here.
     """
     made: list[Choice] = []
-    for route in routes:
+    for at, route in enumerate(routes):
+        found = kernels(call, at, made)
+        if found is not None:
+            made.append(found)
+            continue
         made.append(_keep(call, route) if route.queries == "keep" else _choose(call, mask, made, route, most))
     return made
 
@@ -61,7 +76,7 @@ def _keep(call: Call, route: Route) -> Choice:
 def _choose(call: Call, mask: Node, before: Sequence[Choice], route: Route, most: int | None) -> Choice:
     block = _static(call, route.keys_block)
     blocks = -(-call.sizes["N"] // block)
-    every = _all_choosers(call, route)
+    every = choosers_of(call, route)
     if not call.sizes["M"] or not call.sizes["N"]:
         shape = (1, 1, every.count(call.shift), -(-blocks // WORD))
         none = torch.zeros(shape, dtype=torch.int32, device=call.device)
@@ -93,9 +108,10 @@ def _put_together(held: Sequence[Held]) -> Held:
     return Words(joined([one.bits for one in held if isinstance(one, Words)]))
 
 
-def _all_choosers(call: Call, route: Route) -> Choosers:
+def choosers_of(call: Call, route: Route) -> Choosers:
+    """All who choose by a route."""
     rows = call.sizes["M"]
-    if route.queries == "query":
+    if route.queries in ("query", "keep"):
         return Choosers(0, rows)
     if route.queries == "head":
         return Choosers(0, rows, 0)

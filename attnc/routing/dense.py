@@ -7,7 +7,7 @@ vary has size 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -42,14 +42,34 @@ FIRST_BOUND = 2
 """The dimension of ``n0``."""
 
 
+class Widened(Mapping[str, Tensor]):
+    """q, k and v by name in the type that is computed in, converted when first asked for; ``raw`` as they came."""
+
+    def __init__(self, raw: Mapping[str, Tensor], dtype: torch.dtype) -> None:
+        self.raw, self.dtype = raw, dtype
+        self._made: dict[tuple[str, bool], Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        key = name, torch.is_grad_enabled()  # what was converted for a choice has no gradient
+        if key not in self._made:
+            self._made[key] = self.raw[name].to(self.dtype)
+        return self._made[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.raw)
+
+    def __len__(self) -> int:
+        return len(self.raw)
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Call:
-    """The tensors and numbers of one call. ``tokens`` are q, k, v in the type that is computed in.
+    """The tensors and numbers of one call.
 
     ``groups [H]`` gives the key head of each query head.
     """
 
-    tokens: Mapping[str, Tensor]
+    tokens: Widened
     inputs: Mapping[str, Tensor]
     params: Mapping[str, Tensor]
     sizes: Mapping[str, int]
@@ -57,7 +77,7 @@ class Call:
 
     @property
     def dtype(self) -> torch.dtype:
-        return self.tokens["q"].dtype
+        return self.tokens.dtype
 
     @property
     def device(self) -> torch.device:
@@ -230,7 +250,7 @@ class Dense:
         source = self.call.inputs[node.input.name]
         opened = [axis for axis, at in enumerate(node.indices) if at is None]
         closed = [axis for axis, at in enumerate(node.indices) if at is not None]
-        source = source.permute(*closed, *opened).to(_type(node.kind, self.call))
+        source = source.permute((*closed, *opened)).to(_type(node.kind, self.call))
         if not closed:
             return source.view(*[1] * self._dims, *source.shape)
         inside: Tensor | bool = True

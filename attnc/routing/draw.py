@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from attnc.ir.nodes import Node
-from attnc.routing.choice import Choice, unpack
+from attnc.routing.choice import Choice, by_head, unpack
 from attnc.routing.choose import visible_pairs
 from attnc.routing.dense import Call
 
@@ -73,7 +73,8 @@ def _picture(kept: Tensor, dense: Tensor, columns: int) -> list[str]:
 
 def _rows(call: Call, choice: Choice, number: int, b: int, h: int) -> Iterator[str]:
     """What a few rows took."""
-    words = choice.words[b if choice.words.shape[0] > 1 else 0, h if choice.words.shape[1] > 1 else 0]
+    every = by_head(choice.words, call)
+    words = every[b if every.shape[0] > 1 else 0, h if every.shape[1] > 1 else 0]
     rows = torch.linspace(0, call.sizes["M"] - 1, SHOWN_ROWS).long().unique()
     for row in rows.tolist():
         at = torch.tensor([row], device=call.device)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
+from types import MappingProxyType
 
 from attnc.ir.nodes import Kind, Literal, Node, Pool, Window
 from attnc.ir.printer import declaration, expression
@@ -25,17 +26,36 @@ WORK = (
 """Without and with regrouping."""
 
 
-def explain_parts(program: Program, parts: tuple[Part, ...], regrouped: Collection[str]) -> str:
+GATHERED = [
+    "on GPUs, where lists are short: the keys of each query are gathered by number, for the heads that share a list",
+    "at once; gradients of keys are added in any order, or by the other way where torch asks for determinism",
+]
+KEPT = ["the kept queries, and the chosen keys, are gathered into a small dense attention and its rows put back"]
+
+
+def explain_parts(
+    program: Program,
+    parts: tuple[Part, ...],
+    regrouped: Collection[str],
+    gathered: Collection[str] = (),
+    kept: Collection[str] = (),
+    choosing: Mapping[tuple[str, int], str] = MappingProxyType({}),
+) -> str:
     """The steps before and after the attentions of a program: what chooses, what is pooled, how it is combined.
 
-    ``regrouped`` are the parts whose queries may be regrouped by what they chose.
+    ``regrouped`` are the parts whose queries may be regrouped by what they chose, ``gathered`` those whose keys may be
+    gathered, ``kept`` those that keep queries; ``choosing`` says of routes, by part and place, what makes the choice.
     """
     several = len(parts) > 1
     sections = [
         f"{program.name}: {len(parts)} attention{'s, combined' if several else ', after its choices'}",
-        *(_section(part, at, route) for part in parts for at, route in enumerate(part.body.routes)),
         *(
-            _lines(f"Work of `{part.name}`" if part.name else "Work", WORK[part.name in regrouped])
+            _section(part, at, route, choosing.get((part.name, at), ""))
+            for part in parts
+            for at, route in enumerate(part.body.routes)
+        ),
+        *(
+            _lines(f"Work of `{part.name}`" if part.name else "Work", _work(part, regrouped, gathered, kept))
             for part in parts
             if part.chosen
         ),
@@ -52,10 +72,17 @@ def _lines(title: str, lines: list[str]) -> str:
     return "\n".join([title, *(f"  {line}" for line in lines)])
 
 
-def _section(part: Part, at: int, route: Route) -> str:
+def _work(part: Part, regrouped: Collection[str], gathered: Collection[str], kept: Collection[str]) -> list[str]:
+    if part.name in kept:
+        return KEPT
+    return [*(GATHERED if part.name in gathered else ()), *WORK[part.name in regrouped]]
+
+
+def _section(part: Part, at: int, route: Route, choosing: str) -> str:
     where = f" of `{part.name}`" if part.name else ""
+    lines = [*_route(part.body, at, route), *([choosing] if choosing else [])]
     return _lines(
-        f"Route {at + 1}{where}", [*_route(part.body, at, route), f"kept as {declaration(part.chosen[at])}, a bit each"]
+        f"Route {at + 1}{where}", [*lines, f"kept as {declaration(part.chosen[at])}, a bit each, or as lists"]
     )
 
 

@@ -9,7 +9,7 @@ from attnc.analyse.mask.block_lists import in_block_lists
 from attnc.ir import build
 from attnc.ir.build import apply, literal
 from attnc.ir.nodes import BranchOutput, Index, Input, Kind, Literal, Node, Param, Read, Size, Window
-from attnc.ir.program import Body, Parameter, Program, Route
+from attnc.ir.program import LISTED, Body, Listed, Parameter, Program, Route
 from attnc.ir.traverse import postorder, substitute
 from attnc.plan import NotLowerable
 from attnc.routing.choice import WORD
@@ -24,26 +24,54 @@ TOKENS = "tokens__"
 """The parameter that says how many tokens there are where the keys are windows of them."""
 
 
+CHOSEN = "chosen__"
+"""What the inputs with words of choices begin with."""
+
+NUMBERS, COUNTS = "numbers__", "counts__"
+"""The inputs that hold lists of keys."""
+
+
 @dataclass(frozen=True, slots=True)
 class Part:
     """One attention. ``plain`` has no routes: it reads the choice of route ``n`` as its input ``chosen[n]``.
 
-    ``listed`` is the same where each query chooses a few blocks, with the lists of these as the input ``LISTS``.
-    ``routed`` is the program of the choice: the body with its one route, and what that reads.
+    ``whole`` is the program it is a part of, ``bare`` is ``plain`` without its choices. ``visible[n]`` are the pairs
+    among which route ``n`` chooses. ``listed`` is ``plain`` where each query chooses a few blocks, with the lists of
+    these as the input ``LISTS``. ``routed`` is the program of the choice: the body with its one route, and what that
+    reads.
 
     Where the keys are windows, ``key`` and ``value`` are what stands for k and v, and ``per_group`` says whether they
     are the same for all query heads of a key head.
     """
 
     name: str
+    whole: Program
     body: Body
     plain: Program
+    bare: Program
     chosen: tuple[Input, ...]
+    visible: tuple[Node, ...] = ()
     listed: Program | None = None
     routed: Program | None = None
     key: Window | None = None
     value: Window | None = None
     per_group: bool = True
+
+
+def with_lists(program: Program, heads: str) -> Program:
+    """A plain program whose rows see the keys that lists give, ``heads`` (``H``, ``G`` or nothing) having one each.
+
+    The lists replace the mask.
+    """
+    dims: tuple[Node, ...] = (build.size("B"), build.size(heads) if heads else literal(1), build.size("M"))
+    listed = Listed(Input(NUMBERS, Kind.INT, (*dims, build.size("L"))), Input(COUNTS, Kind.INT, dims))
+    made = program_of(program, "", replace(program.body, mask=LISTED), (listed.numbers, listed.counts))
+    return replace(made, listed=listed)
+
+
+def is_choice(source: Input) -> bool:
+    """Whether an input holds what routes chose."""
+    return source.kind is Kind.INT and (source.name in (NUMBERS, COUNTS) or source.name.startswith(CHOSEN))
 
 
 def is_plain(program: Program) -> bool:
@@ -71,14 +99,18 @@ def _part(program: Program, name: str, body: Body) -> Part:
     chosen: list[Input] = []
     mask = body.mask
     varies = body.mask.axes
+    visible: list[Node] = []
     for at, route in enumerate(body.routes):
+        visible.append(mask)
         for root in route.roots():
             varies |= root.axes
         chosen.append(_chosen_input(route, at, varies))
         mask = apply("and", mask, _bit(route, chosen[-1]))
-    plain = _program(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
+    plain = program_of(program, name, replace(body, mask=mask, routes=()), tuple(chosen))
+    bare = program_of(program, name, replace(body, routes=()), ())
     routed = _routed(program, name, body) if len(body.routes) == 1 else None
-    return Part(name, body, plain, tuple(chosen), _listed(program, name, body), routed)
+    listed = _listed(program, name, body)
+    return Part(name, program, body, plain, bare, tuple(chosen), tuple(visible), listed, routed)
 
 
 def _listed(program: Program, name: str, body: Body) -> Program | None:
@@ -90,7 +122,7 @@ def _listed(program: Program, name: str, body: Body) -> Program | None:
         return None
     source = Input(LISTS, Kind.INT, (*map(build.size, "BHM"), literal(most)))
     mask = apply("and", body.mask, in_block_lists(source, int(block.value)))
-    return _program(program, name, replace(body, mask=mask, routes=()), (source,))
+    return program_of(program, name, replace(body, mask=mask, routes=()), (source,))
 
 
 def _routed(program: Program, name: str, body: Body) -> Program:
@@ -152,7 +184,7 @@ def _chosen_input(route: Route, at: int, varies: frozenset[str]) -> Input:
     keys = apply("mul", route.keys_block, literal(WORD))
     up = apply("sub", apply("add", N, keys), literal(1))
     dims.append(literal(1) if route.queries == "keep" else apply("floordiv", up, keys))
-    return Input(f"chosen__{at}", Kind.INT, tuple(dims))
+    return Input(f"{CHOSEN}{at}", Kind.INT, tuple(dims))
 
 
 def _bit(route: Route, source: Input) -> Node:
@@ -198,7 +230,7 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     became: dict[Node, Node] = {values[0]: build.token("v"), **{key: build.token("k") for key in keys}}
     became |= {build.size("N"): tokens, build.index("i"): position}
     plain = body.map(lambda node: substitute(node, became))
-    inner = _program(replace(program, space=()), name, plain, ())
+    inner = program_of(replace(program, space=()), name, plain, ())
     for _, root in inner.body.roots():
         for node in postorder(root):
             if isinstance(node, Size) and node.name not in {*"BHGMNDE"}:
@@ -208,14 +240,15 @@ def _windowed(program: Program, name: str, body: Body) -> Part:
     inner = replace(inner, parameters=(*inner.parameters, Parameter(TOKENS, Kind.INT, None)))
     if not per_group:
         inner = replace(inner, group=build.index("h"))
-    return Part(name, body, inner, (), None, None, keys[0] if keys else None, values[0], per_group)
+    key, value = keys[0] if keys else None, values[0]
+    return Part(name, program, body, inner, inner, (), key=key, value=value, per_group=per_group)
 
 
 def _uses_heads(node: Node) -> bool:
     return any(isinstance(part, Index) and part.name == "h" for part in postorder(node))
 
 
-def _program(program: Program, name: str, body: Body, chosen: Sequence[Input]) -> Program:
+def program_of(program: Program, name: str, body: Body, chosen: Sequence[Input]) -> Program:
     """``program`` with one body, and the inputs and parameters that it uses."""
     nodes = list(postorder(*(node for _, node in body.roots()), program.group))
     used = {node.input.name for node in nodes if isinstance(node, Read)}

@@ -20,7 +20,7 @@ from attnc.validate import DTYPES
 
 if TYPE_CHECKING:
     from attnc.analyse.ranking import Ranking
-    from attnc.jit import JustInTime
+    from attnc.runtime import KernelSource
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Chooser:
     """The kernels of one route, made when they are first needed."""
 
     program: Program
-    source: JustInTime
+    source: KernelSource
     made: dict[tuple[Any, ...], tuple[Ranking, Router] | str] = field(default_factory=dict)
 
     def choose(

@@ -10,8 +10,20 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from attnc.analyse.gradient.backward import Backward
+from attnc.analyse.key_ranking import KeyRanking
 from attnc.analyse.ranking import Ranking
-from attnc.backends.protocol import BackwardKernel, Config, Kernel, Router, Space, Target, Unsupported, Workload
+from attnc.backends.protocol import (
+    BackwardKernel,
+    Choice,
+    Config,
+    Kernel,
+    Router,
+    Selector,
+    Space,
+    Target,
+    Unsupported,
+    Workload,
+)
 from attnc.plan import Plan
 
 if TYPE_CHECKING:
@@ -47,6 +59,11 @@ class TritonBackend:
         from attnc.backends.triton.interpreter import is_interpreting
         from attnc.backends.triton.space import space_of
 
+        program = (subject if isinstance(subject, Plan) else subject.plan).program
+        if program.listed is not None:
+            from attnc.backends.triton.configs import FEW_HEADS, MANY_HEADS, heads_for
+
+            return Space((Choice("heads", (FEW_HEADS, MANY_HEADS)),), {"heads": heads_for(sizes)})
         return Space() if is_interpreting() else space_of(subject, workload, target, sizes)
 
     def rejection(self, kernel: Kernel | BackwardKernel, target: Target) -> str | None:
@@ -77,6 +94,30 @@ class TritonBackend:
         from attnc.backends.triton.kernel import load_backward
 
         return load_backward(folder, manifest)
+
+    def selector_problems(self, ranking: KeyRanking, workload: Workload, target: Target) -> Sequence[Unsupported]:
+        from attnc.backends.triton.choosing import find_problems
+
+        return tuple(find_problems(ranking, workload, _compiled_for(target)))
+
+    def build_selector(self, ranking: KeyRanking, workload: Workload, target: Target) -> Selector:
+        from attnc.backends.triton.choosing import INTERPRETED, lower_key_ranking
+        from attnc.backends.triton.compiling import compile_key_ranking
+        from attnc.backends.triton.interpreter import Interpreter, is_interpreting
+        from attnc.backends.triton.kernel import DeviceSelector, InterpretedSelector
+        from attnc.backends.triton.module import write_source
+
+        if is_interpreting():
+            name, lowered = ranking.program.name, lower_key_ranking(ranking, workload, INTERPRETED, "f32")
+            texts = {"slots.py": write_source(name, lowered.functions)}
+            return InterpretedSelector(lowered.recipe, texts, Interpreter(name, lowered))
+        made = compile_key_ranking(ranking, workload, target)
+        return DeviceSelector(*_ready(made.lowered, made.source, made.binaries, target))
+
+    def load_selector(self, folder: Path, manifest: Mapping[str, Any]) -> Selector:
+        from attnc.backends.triton.kernel import load_selector
+
+        return load_selector(folder, manifest)
 
     def router_problems(self, ranking: Ranking, workload: Workload, target: Target) -> Sequence[str]:
         from attnc.backends.triton.router import find_reasons
@@ -111,7 +152,7 @@ def _compiled_for(target: Target) -> Target:
 
 
 def _interpreted(plan: Plan, workload: Workload) -> Kernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_REGROUP, INTERPRETER_SPLIT
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_REGROUP, INTERPRETER_SPLIT
     from attnc.backends.triton.configs import Config as Tile
     from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.interpreter import Interpreter
@@ -127,6 +168,8 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
         texts = {"slots.py": write_source(name, lowered.functions)}
         return InterpretedKernel(lowered.recipe, texts, Interpreter(name, lowered))
 
+    if plan.program.listed is not None:
+        return made(INTERPRETER_GATHER)
     if regroupable(plan) is not None:
         return made(INTERPRETER_REGROUP)
     many = made(INTERPRETER)
@@ -136,10 +179,13 @@ def _interpreted(plan: Plan, workload: Workload) -> Kernel:
 def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) -> Kernel:
     """A kernel for few rows, where there is one, and one for all others; ``config`` is of either."""
     from attnc.backends.triton.choice import choose
-    from attnc.backends.triton.compiling import compile_few, compile_with
+    from attnc.backends.triton.compiling import compile_few, compile_plan, compile_with
+    from attnc.backends.triton.configs import FEW_HEADS
     from attnc.backends.triton.few import FewRows, can_split
     from attnc.backends.triton.space import tile_of
 
+    if plan.program.listed is not None:
+        return device_kernel(compile_plan(plan, workload, target, int(config.get("heads", FEW_HEADS))), target)
     wanted = compile_with(plan, workload, target, tile_of(config)) if config else None
     splits = wanted is not None and wanted.lowered.recipe.split is not None
     few = wanted if splits else compile_few(plan, workload, target) if can_split(plan, workload) else None
@@ -149,7 +195,7 @@ def _compiled(plan: Plan, workload: Workload, target: Target, config: Config) ->
 
 
 def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKernel:
-    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_REGROUP
+    from attnc.backends.triton.configs import INTERPRETER, INTERPRETER_GATHER, INTERPRETER_REGROUP
     from attnc.backends.triton.interpreter import Interpreter
     from attnc.backends.triton.kernel import InterpretedBackward
     from attnc.backends.triton.lower_backward import lower_backward_to_recipe
@@ -157,6 +203,8 @@ def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKer
     from attnc.backends.triton.regroup import regroupable
 
     config = INTERPRETER if regroupable(backward) is None else INTERPRETER_REGROUP
+    if backward.plan.program.listed is not None:
+        config = INTERPRETER_GATHER
     lowered = lower_backward_to_recipe(backward, workload, dict.fromkeys(("keys", "rows", "pairs"), config), "f32")
     name = backward.plan.program.name
     texts = {"slots.py": write_source(name, lowered.functions)}
@@ -165,8 +213,13 @@ def _interpreted_backward(backward: Backward, workload: Workload) -> BackwardKer
 
 def _compiled_backward(backward: Backward, workload: Workload, target: Target, config: Config) -> BackwardKernel:
     from attnc.backends.triton.compiling_backward import compile_backward, compile_with
+    from attnc.backends.triton.configs import FEW_HEADS
     from attnc.backends.triton.space import tiles_of
 
+    if backward.plan.program.listed is not None:
+        return device_backward(
+            compile_backward(backward, workload, target, int(config.get("heads", FEW_HEADS))), target
+        )
     if config:
         return device_backward(compile_with(backward, workload, target, tiles_of(config)), target)
     return device_backward(compile_backward(backward, workload, target), target)

@@ -113,10 +113,10 @@ def run(
     Raises:
         SizeError: a size does not fit the kernels' counters.
     """
-    sizes = _sizes(recipe, q, k, extents)
+    sizes = _sizes(recipe, q, k, inputs, extents)
     if out.numel() == 0:
         return
-    if sizes["N"] == 0:
+    if 0 in (sizes["N"], sizes["L"]):
         out.zero_()
         if lse is not None:
             lse.fill_(-math.inf)
@@ -155,8 +155,8 @@ def run_backward(
     results: Sequence[Tensor],
 ) -> None:
     """The same for the recipe of a backward. Results of another dtype or layout than kernels write are copied."""
-    sizes = _sizes(recipe, q, k, extents)
-    if 0 in (sizes["B"], sizes["H"], sizes["M"], sizes["N"]):
+    sizes = _sizes(recipe, q, k, inputs, extents)
+    if 0 in (sizes[size] for size in "BHMNL"):
         for tensor in results:
             tensor.zero_()
         return
@@ -189,7 +189,7 @@ def run_router(
     counts: Tensor,
 ) -> None:
     """The same for a recipe that chooses: lists of blocks, ``numbers [B, H, M, most]`` and ``counts [B, H, M]``."""
-    sizes = _sizes(recipe, q, k, extents)
+    sizes = _sizes(recipe, q, k, inputs, extents)
     if 0 in (sizes["B"], sizes["H"], sizes["M"], sizes["N"]):
         numbers.fill_(-1)
         counts.zero_()
@@ -200,9 +200,11 @@ def run_router(
     _launch_all(recipe, call, given, execute, TileLists())
 
 
-def _sizes(recipe: Recipe, q: Tensor, k: Tensor, extents: Sequence[int]) -> dict[str, int]:
+def _sizes(recipe: Recipe, q: Tensor, k: Tensor, inputs: Sequence[Tensor], extents: Sequence[int]) -> dict[str, int]:
     (batch, heads, rows, _), (key_heads, keys) = q.shape, k.shape[1:3]
-    sizes = {"B": batch, "H": heads, "G": key_heads, "M": rows, "N": keys}
+    sizes = {"B": batch, "H": heads, "G": key_heads, "M": rows, "N": keys, "L": 1, "group": heads // max(1, key_heads)}
+    if recipe.listed:
+        sizes["L"] = inputs[recipe.inputs.index(recipe.listed)].shape[-1]
     sizes |= dict(zip(recipe.extents, extents, strict=True))
     for name, size in sizes.items():
         if size > _LARGEST_SIZE:
@@ -225,8 +227,29 @@ def _call(
         layout = recipe.layouts.get(name)
         call.tensors[name] = _laid_out(tensor, layout) if layout else _last_contiguous(tensor)
     given = dict(zip(recipe.inputs, inputs, strict=True))
-    call.tensors |= {name: _last_contiguous(tensor) for name, tensor in given.items()}
+    for name, tensor in given.items():
+        layout = recipe.layouts.get(name)
+        call.tensors[name] = _laid_out(tensor, layout) if layout else _last_contiguous(tensor)
     return call, given
+
+
+def bound_call(
+    recipe: Recipe,
+    q: Tensor,
+    k: Tensor,
+    inputs: Sequence[Tensor],
+    parameters: Sequence[float],
+    sizes: dict[str, int],
+) -> Call:
+    """A call whose tensors are laid out, for kernels that neither read v nor write an output.
+
+    Raises:
+        SizeError: a size does not fit the kernels' counters.
+    """
+    for name, size in sizes.items():
+        if size > _LARGEST_SIZE:
+            raise SizeError(f"{name} = {size} is beyond the {_LARGEST_SIZE} that kernels count to")
+    return _call(recipe, q, k, k, inputs, parameters, dict(sizes))[0]
 
 
 def _plain(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
+from attnc.analyse.key_ranking import KeyRanking
 from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
 from attnc.backends.triton.assembly import Lowered
+from attnc.backends.triton.choosing import lower_key_ranking, tile_for
 from attnc.backends.triton.configs import (
+    FEW_HEADS,
     SHARED_MEMORY,
     Config,
     candidates,
+    gather_candidates,
     ranking_candidates,
     regroup_candidates,
     split_candidates,
@@ -60,8 +65,10 @@ class Compiled:
     note: str = ""
 
 
-def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
+def compile_plan(plan: Plan, workload: Workload, target: Target, heads: int = FEW_HEADS) -> Compiled:
     """Compile a plan with the first configuration that fits, or with the one that spills least.
+
+    ``heads`` are those of a tile, where keys are given by number.
 
     Raises:
         CompileError: none fits.
@@ -69,7 +76,9 @@ def compile_plan(plan: Plan, workload: Workload, target: Target) -> Compiled:
     least: Compiled | None = None
     tiles: set[tuple[int, int, int]] = set()
     listed = regroupable(plan)
-    tried = candidates(target, workload.dtype, width_of(plan))
+    tried: Iterator[Config] = candidates(target, workload.dtype, width_of(plan))
+    if plan.program.listed is not None:
+        tried = gather_candidates(target, workload.dtype, width_of(plan), heads)
     for config in tried if listed is None else regroup_candidates(tried, listed.block, 2, True):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
@@ -105,6 +114,16 @@ def compile_with(plan: Plan, workload: Workload, target: Target, config: Config)
     module = import_source(plan.program.name, source)
     binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
     return Compiled(lowered, source, binaries, config)
+
+
+def compile_key_ranking(ranking: KeyRanking, workload: Workload, target: Target) -> Compiled:
+    """The same for what chooses single keys."""
+    tile = tile_for(workload, target, ranking.key.width if ranking.key else 0)
+    lowered = lower_key_ranking(ranking, workload, tile, precision(target))
+    source = write_source(ranking.program.name, lowered.functions, lowered.library)
+    module = import_source(ranking.program.name, source)
+    binaries = tuple(compile_launch(launch, module, target) for launch in lowered.recipe.launches)
+    return Compiled(lowered, source, binaries, Config(tile.rows, tile.keys, tile.warps, tile.stages))
 
 
 def compile_ranking(ranking: Ranking, workload: Workload, target: Target) -> Compiled:

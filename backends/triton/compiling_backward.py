@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
@@ -11,7 +11,16 @@ from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.assembly import Lowered
 from attnc.backends.triton.compiling import Binary, CompileError, compile_launch, precision
-from attnc.backends.triton.configs import SCATTER, SHARED_MEMORY, Config, backward_candidates, regroup_candidates
+from attnc.backends.triton.configs import (
+    FEW_HEADS,
+    SCATTER,
+    SHARED_MEMORY,
+    Config,
+    GatherConfig,
+    backward_candidates,
+    gather_candidates,
+    regroup_candidates,
+)
 from attnc.backends.triton.hopper.backward_configs import (
     FAMILY,
     WalkConfig,
@@ -60,7 +69,9 @@ class CompiledBackward:
         return "\n".join(lines)
 
 
-def compile_backward(backward: Backward, workload: Workload, target: Target) -> CompiledBackward:
+def compile_backward(
+    backward: Backward, workload: Workload, target: Target, heads: int = FEW_HEADS
+) -> CompiledBackward:
     """Compile a backward, each traversal with the first tile shape that fits, or with the one that spills least.
 
     Raises:
@@ -70,7 +81,9 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
     tried: dict[Over, list[Config]] = {
         over: list(backward_candidates(target, workload.dtype, width, over)) for over in OVERS
     }
-    listed = regroupable(backward)
+    listed, gathers = regroupable(backward), backward.plan.program.listed is not None
+    if gathers:
+        tried = {over: list(gather_candidates(target, workload.dtype, width, heads)) for over in OVERS}
     if listed is not None:
         tried = {
             "keys": list(regroup_candidates(iter(tried["keys"]), listed.block, 1, True)),
@@ -78,7 +91,7 @@ def compile_backward(backward: Backward, workload: Workload, target: Target) -> 
         }
     configs: Configs = {over: tried[over][0] for over in OVERS} | {"pairs": SCATTER}
     refusals: dict[str, str] = {}
-    if listed is not None:
+    if listed is not None or gathers:
         for over in OVERS:
             configs[over] = _choose(backward, workload, target, configs, over, tried[over])
         return compile_with(backward, workload, target, configs)
@@ -171,9 +184,12 @@ def _choose(
     target: Target,
     configs: Configs,
     over: Over,
-    tried: list[Config],
+    tried: Sequence[Config],
 ) -> Config:
-    """The first configuration of a traversal whose kernels fit and move no registers in a step, else the fewest."""
+    """The first configuration of a traversal whose kernels fit and move no registers in a step, else the fewest.
+
+    A program that spreads what one list sums is a single step.
+    """
     least: tuple[int, Config] | None = None
     tiles: set[tuple[int, int, int]] = set()
     for config in tried:
@@ -185,7 +201,8 @@ def _choose(
         binaries = _binaries(backward, workload, target, {**configs, over: config}, over)
         if any(binary.shared > SHARED_MEMORY[target.arch] for binary in binaries):
             continue
-        moved = sum(binary.report.moved for binary in binaries)
+        is_step = isinstance(config, GatherConfig) and over == "rows"
+        moved = sum(binary.report.spilled if is_step else binary.report.moved for binary in binaries)
         if not moved:
             return config
         tiles.add(tile)
@@ -198,6 +215,8 @@ def _choose(
 
 def _walks(launch: Launch, over: Over) -> bool:
     """Whether a launch has the tiles of a traversal."""
+    if launch.family in ("gather", "spread"):
+        return (launch.family == "spread") == (over == "rows")
     return launch.family in ("stream", "regrouped", "regrouped_rows", FAMILY) and launch.constants["OVER_ROWS"] == (
         over == "rows"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from attnc.backends.protocol import Target
@@ -24,6 +24,11 @@ class SplitConfig(Config):
 
 
 @dataclass(frozen=True, slots=True)
+class GatherConfig(Config):
+    """For keys given by number: a tile has the heads that share a list at one row, and so many keys of the list."""
+
+
+@dataclass(frozen=True, slots=True)
 class RegroupConfig(Config):
     """For masks that are lists: queries are sorted by the blocks in their lists first."""
 
@@ -39,6 +44,11 @@ INTERPRETER_REGROUP = RegroupConfig(16, 16, 1, 1)
 
 LARGEST_HELD = 128
 """Keys that a program that walks over queries may hold: those of a block."""
+
+FEW_HEADS, MANY_HEADS = 16, 64
+"""Heads of a tile where keys are given by number: as few as a matrix product takes, or more, which share loads."""
+
+INTERPRETER_GATHER = GatherConfig(16, 16, 1, 1)
 
 _16BIT: dict[str, tuple[tuple[int, Config], ...]] = {
     "sm_80": ((64, Config(128, 64, 4, 3)), (128, Config(128, 64, 8, 3)), (256, Config(64, 64, 8, 2))),
@@ -116,6 +126,33 @@ def backward_candidates(target: Target, dtype: str, width: int, over: str) -> It
         else:
             return
         yield config
+
+
+_GATHER: tuple[tuple[int, int, int, tuple[tuple[int, int, int], ...]], ...] = (
+    (2, 16, 128, ((64, 4, 3), (64, 4, 2), (32, 4, 2))),
+    (2, 16, 256, ((64, 8, 2), (32, 8, 2), (32, 4, 1))),
+    (2, 16, 1024, ((64, 8, 2), (32, 8, 2), (32, 8, 1), (16, 8, 1))),
+    (2, 64, 256, ((64, 4, 3), (64, 4, 2), (64, 8, 2), (32, 8, 2), (32, 8, 1))),
+    (2, 64, 1024, ((64, 8, 2), (32, 8, 2), (32, 8, 1), (16, 8, 1))),
+    (4, 64, 128, ((32, 4, 2), (32, 4, 1), (16, 4, 1), (16, 8, 1))),
+    (4, 64, 1024, ((16, 8, 1), (16, 4, 1))),
+)
+"""By bytes of an element, heads and lanes: keys, warps and stages."""
+
+
+def gather_candidates(target: Target, dtype: str, width: int, heads: int) -> Iterator[GatherConfig]:
+    """What to try for keys given by number, in order, for tiles of ``heads`` heads."""
+    size = 4 if dtype == "f32" else 2
+    heads = min(heads, 32) if width > 256 else heads  # more do not fit the registers
+    tried = next(one for *most, one in _GATHER if most[0] == size and heads <= most[1] and width <= most[2])
+    for keys, warps, stages in tried:
+        yield GatherConfig(heads, keys, warps, 1 if target.kind == "hip" else stages)
+    yield GatherConfig(heads, 16, 8, 1)
+
+
+def heads_for(sizes: Mapping[str, int]) -> int:
+    """Heads of a tile where keys are given by number, for calls of such sizes."""
+    return MANY_HEADS if sizes and sizes["H"] >= 2 * FEW_HEADS * max(1, sizes["G"]) else FEW_HEADS
 
 
 def ranking_candidates(dtype: str) -> Iterator[Config]:

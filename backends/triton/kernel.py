@@ -13,6 +13,7 @@ from torch import Tensor
 from attnc.backends.driver import Driver, Program
 from attnc.backends.protocol import Target, Unsavable
 from attnc.backends.triton.call import Execute, TileLists, run, run_backward, run_router
+from attnc.backends.triton.choosing import run_choice
 from attnc.backends.triton.launch import Launcher
 from attnc.backends.triton.recipe import Recipe, from_json, leaves, to_json
 from attnc.backends.triton.report import Report
@@ -198,9 +199,49 @@ def load_router(folder: Path, manifest: Mapping[str, Any]) -> DeviceRouter:
     return DeviceRouter(*_load(folder, manifest))
 
 
+@dataclass(slots=True)
+class InterpretedSelector(_Interpreted):
+    """A choice of keys."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        sizes: Mapping[str, int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        run_choice(self.recipe, self.execute, q, k, inputs, parameters, sizes, numbers, counts)
+
+
+@dataclass(slots=True)
+class DeviceSelector(_OnDevice):
+    """A compiled choice of keys."""
+
+    def run(
+        self,
+        q: Tensor,
+        k: Tensor,
+        inputs: Sequence[Tensor],
+        parameters: Sequence[float],
+        sizes: Mapping[str, int],
+        numbers: Tensor,
+        counts: Tensor,
+    ) -> None:
+        with torch.cuda.device(q.device):
+            run_choice(self.recipe, self.execute_on(q.device), q, k, inputs, parameters, sizes, numbers, counts)
+
+
 def load_kernel(folder: Path, manifest: Mapping[str, Any]) -> DeviceKernel:
     """What :meth:`DeviceKernel.save` wrote; see :func:`_load`."""
     return DeviceKernel(*_load(folder, manifest))
+
+
+def load_selector(folder: Path, manifest: Mapping[str, Any]) -> DeviceSelector:
+    """What :meth:`DeviceSelector.save` wrote; see :func:`_load`."""
+    return DeviceSelector(*_load(folder, manifest))
 
 
 def load_backward(folder: Path, manifest: Mapping[str, Any]) -> DeviceBackward:

@@ -13,7 +13,8 @@ from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config, RegroupConfig, SplitConfig
+from attnc.backends.triton.configs import Config, GatherConfig, RegroupConfig, SplitConfig
+from attnc.backends.triton.gather import add_gather
 from attnc.backends.triton.hopper.configs import HopperConfig
 from attnc.backends.triton.hopper.walk import Walk, add_walk
 from attnc.backends.triton.printer import static
@@ -79,7 +80,7 @@ class _Lowering:
             self.token_map(one)
         if self.listed is not None:
             add_sorting(self.assembly, self.listed, self.config.block_m)
-        elif not isinstance(self.config, SplitConfig):
+        elif not isinstance(self.config, SplitConfig | GatherConfig):
             self.assembly.tile_lists("keys", self.config)
         passes = self.passes()
         for at, step in enumerate(passes):
@@ -95,6 +96,7 @@ class _Lowering:
             tuple(f"saved.{name}" for name in self.workload.saved),
             split=self.split,
             regroup=self.regroup,
+            listed=program.listed.numbers.name if program.listed else "",
         )
         library = "hopper" if isinstance(self.config, HopperConfig) else "triton"
         return Lowered(recipe, tuple(self.assembly.texts), library, library)
@@ -152,7 +154,7 @@ class _Lowering:
         seen = self.seen() if last else None
         marks = seen is not None and build.state(SEEN) in seen.children
         slots.add_group(functions, self.plan.program.group)
-        if self.listed is None:
+        if self.listed is None and not isinstance(self.config, GatherConfig):
             self.assembly.add_ranges(functions, "keys")
         slots.add_rows(functions, reads)
         slots.add_visible(functions, mask, dots, reads)
@@ -208,6 +210,8 @@ class _Lowering:
             shifted = add_merge(ending, step, marks, reads)
             part = Part(step, functions, ending, table, starts, outputs, shifted)
             self.split = add_split(self.assembly, f"pass{at}", self.config, part)
+        elif isinstance(self.config, GatherConfig):
+            add_gather(self.assembly, f"pass{at}", "keys", self.config, functions, table, starts, outputs, buffers)
         elif isinstance(self.config, RegroupConfig):
             assert self.listed is not None, "only lists are regrouped"
             lanes = [static(one.value.width) for one in step.accumulators]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from attnc.analyse.gradient.backward import Backward, Contribution, Scatter, Sum, Walk, read_by
@@ -16,7 +16,8 @@ from attnc.backends.triton import slots
 from attnc.backends.triton.adjoint import Prepared, prepare
 from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
-from attnc.backends.triton.configs import Config, RegroupConfig
+from attnc.backends.triton.configs import Config, GatherConfig, RegroupConfig
+from attnc.backends.triton.gather import add_gather
 from attnc.backends.triton.hopper.backward import WalkLowering
 from attnc.backends.triton.hopper.backward_configs import WalkConfig
 from attnc.backends.triton.hopper.backward_terms import cotangents
@@ -110,6 +111,7 @@ class _Lowering:
             tuple(source.name for source in self.backward.reads),
             results,
             regroup=self.regroup(),
+            listed=program.listed.numbers.name if program.listed else "",
         )
         library = "hopper" if any(isinstance(config, WalkConfig) for config in self.configs.values()) else "triton"
         return Lowered(recipe, tuple(self.assembly.texts), library)
@@ -153,7 +155,8 @@ class _Lowering:
         return found
 
     def is_sum(self, source: Input) -> bool:
-        walks = (step for step in self.prepared.steps if isinstance(step, Walk))
+        listed = self.backward.plan.program.listed is not None  # sums over rows are added up in any order, in float32
+        walks = (x for x in self.prepared.steps if isinstance(x, Walk) and not (listed and x.over == "rows"))
         return any(one.result == source for walk in walks for one in walk.sums)
 
     # Maps of tokens
@@ -207,13 +210,13 @@ class _Lowering:
         if isinstance(config, RegroupConfig):
             self.regrouped("seen", config, Pass((), ()), (functions, ending), table, [LOWEST], outputs, (buffer,))
             return
-        self.assembly.walk("seen", "keys", config, functions, table, [LOWEST], outputs, (buffer,))
+        self.launch("seen", "keys", functions, table, [LOWEST], outputs, (buffer,))
 
     # Walks and scatters
 
     def tiles(self, over: Over, name: str = "") -> None:
         name = name or over
-        if self.lists is None and name not in self.listed:
+        if self.lists is None and name not in self.listed and not isinstance(self.configs[over], GatherConfig):
             self.listed.add(name)
             self.assembly.tile_lists(over, self.configs[name], name)
 
@@ -226,7 +229,7 @@ class _Lowering:
         dots = dots_of((*terms, mask))
         reads = slots.outer_reads(over, *terms, mask)
         slots.add_group(functions, self.backward.plan.program.group)
-        if self.lists is None:
+        if self.lists is None and not isinstance(self.configs[over], GatherConfig):
             self.assembly.add_ranges(functions, over)
         slots.add_rows(functions, reads)
         slots.add_visible(functions, mask, dots, reads)
@@ -273,8 +276,10 @@ class _Lowering:
         if isinstance(config, RegroupConfig) and over == "keys":
             ending = self.assembly.functions(f"{name}_merge")
         slots.add_scaled_finish(ending, factors, [numbers[one.result.name] for one in scalars])
+        if over == "rows" and isinstance(config, GatherConfig):
+            buffers = tuple(replace(buffer, zeroed=True) for buffer in buffers)
         if not isinstance(config, RegroupConfig):
-            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, is_grouped(step))
+            self.launch(name, over, functions, table, starts, outputs, buffers, is_grouped(step))
         elif over == "keys":
             self.regrouped(name, config, sums, (functions, ending), table, starts, outputs, buffers)
         else:
@@ -282,6 +287,24 @@ class _Lowering:
             add_regrouped_rows(
                 self.assembly, name, config, functions, table, starts, outputs, buffers, self.lists, is_grouped(step)
             )  # fmt: skip
+
+    def launch(
+        self,
+        name: str,
+        over: Over,
+        functions: Functions,
+        table: Chunks,
+        starts: Sequence[float],
+        outputs: Outputs,
+        buffers: tuple[Buffer, ...],
+        grouped: bool = False,
+    ) -> None:
+        """A walk whose slots are written."""
+        config = self.configs[over]
+        if isinstance(config, GatherConfig):
+            add_gather(self.assembly, name, over, config, functions, table, starts, outputs, buffers)
+        else:
+            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, grouped)
 
     def regrouped(
         self,

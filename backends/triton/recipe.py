@@ -240,7 +240,7 @@ class Recipe:
     are the states that a forward writes; ``reads`` what a backward is given besides, and ``results`` what it writes,
     with the types its kernels write. ``split`` says when the keys of a forward are split,
     ``regroup`` how queries are sorted where their masks are lists; ``block`` are the keys of a block where blocks are
-    chosen, 0 elsewhere.
+    chosen, 0 elsewhere. ``listed`` names the lists of keys that rows see, if there are some.
     """
 
     launches: tuple[Launch, ...]
@@ -254,6 +254,7 @@ class Recipe:
     split: Split | None = None
     regroup: Regroup | None = None
     block: int = 0
+    listed: str = ""
 
 
 def leaves(arguments: Arguments) -> Iterator[tuple[tuple[int, ...], Value | Box]]:
@@ -276,6 +277,7 @@ def to_json(recipe: Recipe) -> dict[str, Any]:
         "saved": list(recipe.saved),
         "reads": list(recipe.reads),
         "results": [list(one) for one in recipe.results],
+        "listed": recipe.listed,
         "split": recipe.split and [recipe.split.rows, recipe.split.keys, recipe.split.packed],
         "regroup": recipe.regroup and list(astuple(recipe.regroup)),
         "block": recipe.block,
@@ -330,6 +332,7 @@ def from_json(data: dict[str, Any]) -> Recipe:
         None if data["split"] is None else Split(*data["split"]),
         None if data["regroup"] is None else Regroup(*data["regroup"]),
         data["block"],
+        data["listed"],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from attnc.analyse.gradient.backward import Backward, Scatter, Walk
+from attnc.analyse.gradient.groups import is_grouped
 from attnc.backends.protocol import Target, Unsupported, Workload
 from attnc.backends.triton.adjoint import prepare
 from attnc.backends.triton.configs import SHARED_MEMORY
@@ -59,8 +60,15 @@ def find_backward_problems(backward: Backward, workload: Workload, target: Targe
     if plan.program.branches or plan.program.body.routes:
         yield Unsupported("branches and routes have no Triton kernels yet", plan.output)
         return
+    if plan.program.listed and not workload.unordered:
+        yield Unsupported("sums over the rows that list a key have no fixed order", plan.output)
+    over_rows = [step for step in backward.steps if isinstance(step, Walk) and step.over == "rows"]
+    if plan.program.listed and not all(map(is_grouped, over_rows)):
+        yield Unsupported("sums over the rows that list a key are those of a group of heads", plan.output)
+    if plan.program.listed and any(isinstance(step, Scatter) for step in backward.steps):
+        yield Unsupported("what is read a pair has no gradient over lists of keys", plan.output)
     for width in plan.program.widths or ():
-        if width > WIDEST_BACKWARD:
+        if width > (WIDEST if plan.program.listed else WIDEST_BACKWARD):
             yield Unsupported(f"gradients take heads at most {WIDEST_BACKWARD} wide, found {width}", plan.output)
     prepared = prepare(backward)
     seen: set[Node] = set()

@@ -24,7 +24,10 @@ def without_code(plan: Plan, machines: str) -> list[Unsupported]:
     for step in plan.passes:
         roots += [statistic.term for statistic in step.statistics]
         roots += [part for accumulator in step.accumulators for part in (accumulator.term, accumulator.value)]
-    return _unknown(roots, machines)
+    found = _unknown(roots, machines)
+    if plan.program.listed is not None:
+        found.append(Unsupported(f"lists of keys have no kernels for {machines}", plan.output))
+    return found
 
 
 def backward_problems_of(backward: Backward) -> list[Unsupported]:
@@ -32,6 +35,8 @@ def backward_problems_of(backward: Backward) -> list[Unsupported]:
     plan = backward.plan
     roots = [plan.mask, *(root for step in backward.steps for root in expressions_of(step))]
     found = _unknown(roots, "CPUs")
+    if plan.program.listed is not None:
+        found.append(Unsupported("lists of keys have no CPU kernels", plan.output))
     terms = [plan.mask]
     for step in backward.steps:
         if not isinstance(step, TokenMap):
