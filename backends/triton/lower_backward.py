@@ -13,7 +13,7 @@ from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.adjoint import Prepared, prepare
-from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
+from attnc.backends.triton.assembly import CACHE, TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import Config
 from attnc.backends.triton.hopper.backward import WalkLowering
@@ -247,7 +247,7 @@ class _Lowering:
         names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
-        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, is_grouped(step))
+        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, is_grouped(step), CACHE)
 
     def scatter(self, step: Scatter) -> None:
         self.lists("keys", "pairs")
