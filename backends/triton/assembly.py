@@ -21,6 +21,8 @@ from attnc.ir.program import Program
 
 SIZES = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8, "fp16": 2, "bf16": 2, "i1": 1}
 TRITON_TYPES = {"i32": "i32", "i64": "i64", "f32": "fp32", "f64": "fp64", "f16": "fp16", "bf16": "bf16", "bool": "i1"}
+CACHE = 32 * 2**20
+"""Bytes of the second-level cache, of 40 MiB and more, for what programs that run together read and add to."""
 BLOCK_TOKENS = 32
 BLOCK_NUMBERS = 256
 """Tokens of a program that computes one number a token without looking at vectors."""
@@ -227,8 +229,12 @@ class Assembly:
         outputs: Outputs,
         buffers: tuple[Buffer, ...],
         grouped: bool = False,
+        cache: int = 0,
     ) -> None:
-        """The launch of a walk whose slots are written; ``grouped`` if it sums over the query heads of a group."""
+        """The launch of a walk whose slots are written; ``grouped`` if it sums over the query heads of a group.
+
+        Tiles are taken from the longest on, of as many heads at a time as ``cache`` bytes hold the inner vectors of.
+        """
         block, _ = blocks(over, config)
         heads = HEADS if grouped else "H"
         arguments: dict[str, Arguments] = {
@@ -241,6 +247,7 @@ class Assembly:
             **self.walk_constants(over, table, config),
             "GROUPED": grouped,
             "OUTER_PER_MEMBER": grouped and "h" in table.outers.heads.values(),
+            "CACHED": cache // max(1, self.bytes_of_token(table)),
             "VALUES": table.values,
             "SUMS": table.sums,
             "STARTS": tuple(starts),
@@ -263,6 +270,11 @@ class Assembly:
             ),
             functions,
         )
+
+    def bytes_of_token(self, table: Chunks) -> int:
+        """What is read of the vectors of an inner token."""
+        chunks = [(table.inners.names[tensor], padded) for tensor, _, _, padded in table.inner_chunks()]
+        return sum(SIZES[self.types[name]] * padded for name, padded in chunks)
 
     def walk_arguments(self, lists: str, table: Chunks, functions: Functions) -> dict[str, Arguments]:
         """What every kernel that visits pairs is called with."""

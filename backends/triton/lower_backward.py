@@ -14,7 +14,7 @@ from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.adjoint import Prepared, prepare
-from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
+from attnc.backends.triton.assembly import CACHE, TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import Config, GatherConfig, RegroupConfig
 from attnc.backends.triton.gather import add_gather
@@ -272,6 +272,7 @@ class _Lowering:
         names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
+<<<<<<< HEAD
         ending = functions
         if isinstance(config, RegroupConfig) and over == "keys":
             ending = self.assembly.functions(f"{name}_merge")
@@ -327,6 +328,9 @@ class _Lowering:
         part = Part(sums, walk, ending, table, starts, outputs, shifted, lanes, buffers)
         add_regrouped(self.assembly, name, config, part, self.lists)
         self.partial = max(self.partial, bytes_of(self.assembly, part))
+=======
+        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, is_grouped(step), CACHE)
+>>>>>>> hopper-backward
 
     def scatter(self, step: Scatter) -> None:
         self.tiles("keys", "pairs")
