@@ -272,7 +272,6 @@ class _Lowering:
         names = tuple(copies.get(one.result.name, one.result.name) for one in scalars)
         outputs = Outputs(tuple(outs), tuple(rows), names)
         starts = [0.0] * len(scalars)
-<<<<<<< HEAD
         ending = functions
         if isinstance(config, RegroupConfig) and over == "keys":
             ending = self.assembly.functions(f"{name}_merge")
@@ -305,7 +304,7 @@ class _Lowering:
         if isinstance(config, GatherConfig):
             add_gather(self.assembly, name, over, config, functions, table, starts, outputs, buffers)
         else:
-            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, grouped)
+            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, grouped, CACHE)
 
     def regrouped(
         self,
@@ -328,9 +327,6 @@ class _Lowering:
         part = Part(sums, walk, ending, table, starts, outputs, shifted, lanes, buffers)
         add_regrouped(self.assembly, name, config, part, self.lists)
         self.partial = max(self.partial, bytes_of(self.assembly, part))
-=======
-        self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, is_grouped(step), CACHE)
->>>>>>> hopper-backward
 
     def scatter(self, step: Scatter) -> None:
         self.tiles("keys", "pairs")
