@@ -151,7 +151,7 @@ class Assembly:
             return
         functions, seen = self.functions(f"tiles_{lists or over}"), self.visibility
         dots = dots_of((seen.mask,))
-        looked, full_test, cell = _looked(seen, config.block_n)
+        looked, full_test, cell, uniform = _looked(seen, config)
         reads = slots.outer_reads(over, looked)
         slots.add_group(functions, self.program.group)
         self.add_ranges(functions, over)
@@ -188,6 +188,7 @@ class Assembly:
                     "HEADS": per_head,
                     "LOOK": seen.by_data and not dots,
                     "CELL": cell,
+                    "UNIFORM": uniform,
                 },
                 functions.names,
                 grid,
@@ -315,12 +316,17 @@ _OUTER = {"keys": "M", "rows": "N"}
 _INNER = {"keys": "N", "rows": "M"}
 
 
-def _looked(seen: Visibility, keys: int) -> tuple[Node, Node, int]:
-    """What tiles of so many keys are classified by: a mask to look at, a test of full tiles, keys looked at in one."""
+def _looked(seen: Visibility, config: Config) -> tuple[Node, Node, int, bool]:
+    """What tiles are classified by: a mask to look at, a test of full tiles, keys looked at in one.
+
+    And whether the mask to look at is the same for all pairs of a tile whose rows begin at a multiple of their number.
+    """
+    keys = config.block_n
     cells = cells_of(seen.mask) if seen.by_data else None
     if cells is None or (keys % cells.step and cells.step % keys):
-        return seen.mask, seen.full, 1
-    return cells.data, analyse_mask(cells.rest).full, min(cells.step, keys)
+        return seen.mask, seen.full, 1, False
+    uniform = cells.step % keys == 0 and cells.rows % config.block_m == 0
+    return cells.data, analyse_mask(cells.rest).full, min(cells.step, keys), uniform
 
 
 def blocks(over: Over, config: Config) -> tuple[int, int]:
