@@ -84,13 +84,14 @@ def key_of(request: Request, hardware: Mapping[str, Any] | None = None) -> Key:
 
 @functools.cache
 def templates(families: tuple[str, ...]) -> str:
-    """A digest of the kernel code in these folders."""
+    """A digest of the kernel code in these folders, and below."""
     total = hashlib.sha256()
     for family in families:
         found = importlib.util.find_spec(f"attnc.templates.{family}")
         for folder in (found and found.submodule_search_locations) or []:
-            for path in sorted(Path(folder).glob("*.py")):
-                total.update(f"{family}/{path.name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
+            for path in sorted(path for path in Path(folder).rglob("*") if path.suffix in (".py", ".cuh")):
+                name = path.relative_to(folder).as_posix()
+                total.update(f"{family}/{name}:{hashlib.sha256(path.read_bytes()).hexdigest()};".encode())
     return total.hexdigest()
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toy_backend
@@ -21,7 +22,7 @@ from attnc.autotune.key import key_of
 from attnc.autotune.pool import Pool, Worker, exclusively
 from attnc.autotune.problem import Problem
 from attnc.autotune.record import Observation, name_of
-from attnc.autotune.run import Failed, Progress
+from attnc.autotune.run import Failed, Progress, Run
 from attnc.autotune.search import Search, feasible
 from attnc.autotune.store import Store
 from attnc.autotune.tuner import Budget, Tuner
@@ -101,6 +102,39 @@ def test_nothing_slow_wrong_or_dangerous_wins(tuner: Tuner, monkeypatch: pytest.
     assert session.tune(tuner, other, Budget(trials=1)) is not None
     tried = [one.config for one in observed(tuner, other) if one.config and one.stage == "screen"]
     assert [config["way"] for config in tried] == ["good"]
+
+
+class Answers:
+    """A process that measures: given times, in order, and then none."""
+
+    def __init__(self, *times: list[float]) -> None:
+        self.times = list(times)
+
+    def ask(self, job: dict[str, Any], timeout: float) -> dict[str, Any]:
+        found = [[x] * 3 for x in self.times.pop(0)]
+        assert len(found) == len(job["configs"])
+        return {"status": "ok", "times": found, "clocks": {}}
+
+    def close(self) -> None:
+        pass
+
+
+def test_what_leads_by_luck_does_not_win(tuner: Tuner) -> None:
+    """The leader is measured again, and if it falls behind, the next one."""
+    what = problem()
+    lucky, good, slow = ({"way": way, "size": 1} for way in ("fast", "good", "slow"))
+    tuner.bench = Answers([10.0, 7.0, 8.0, 12.0], [10.0, 13.0], [10.0, 8.4])  # type: ignore[assignment]
+    run = Run(tuner, what, Progress(what, key_of(what.request())))
+    run.finish([lucky, good, slow])
+    assert run.progress.best_config == good
+    assert run.progress.best == pytest.approx(0.82)
+    assert winner(observed(tuner, what)) == good
+    tuner.bench = Answers([10.0, 8.0], [10.0, 14.0])  # type: ignore[assignment]
+    other = problem("mask i == j")
+    run = Run(tuner, other, Progress(other, key_of(other.request())))
+    run.finish([lucky])
+    assert (run.progress.best_config, run.progress.best) == ({}, 1.0)
+    assert winner(observed(tuner, other)) == {}
 
 
 @pytest.mark.slow
