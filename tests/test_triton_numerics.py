@@ -24,30 +24,48 @@ HERE = Path(__file__).resolve().parent
 Ask = Callable[..., Any]
 
 
-@pytest.fixture(scope="session")
-def interpreter() -> Iterator[Ask]:
-    """Asks the worker process to do something, and fails with what it says."""
-    worker = subprocess.Popen(
-        [sys.executable, str(HERE / "triton_worker.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-    )
-    assert worker.stdin is not None
-    assert worker.stdout is not None
+class Interpreter:
+    """A process that runs Triton's interpreter; another one takes the place of one that died."""
 
-    def ask(action: str, **request: Any) -> Any:
-        print(json.dumps({"action": action, **request}), file=worker.stdin, flush=True)
-        answer = json.loads(worker.stdout.readline() or '{"error": "the worker died"}')
+    def __init__(self) -> None:
+        self._worker = self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, str(HERE / "triton_worker.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        )
+
+    def __call__(self, action: str, **request: Any) -> Any:
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        print(json.dumps({"action": action, **request}), file=self._worker.stdin, flush=True)
+        if not (said := self._worker.stdout.readline()):
+            died = f"the worker died of {self._worker.wait(60)}"
+            self._worker = self._start()
+            pytest.fail(died, pytrace=False)
+        answer = json.loads(said)
         if "error" in answer:
             pytest.fail(answer["error"], pytrace=False)
         return answer["ok"]
 
-    yield ask
-    worker.stdin.close()
-    worker.wait(10)
-    worker.stdout.close()
+    def close(self) -> None:
+        assert self._worker.stdin is not None
+        assert self._worker.stdout is not None
+        self._worker.stdin.close()
+        self._worker.wait(10)
+        self._worker.stdout.close()
+
+
+@pytest.fixture(scope="session")
+def interpreter() -> Iterator[Ask]:
+    """Asks the worker process to do something, and fails with what it says."""
+    made = Interpreter()
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES])
@@ -57,7 +75,7 @@ def test_case_in_float32(interpreter: Ask, name: str, seed: int) -> None:
 
 SPLIT = [case for case in CASES if not case.extents and case.all_sizes["N"] > 1]
 UNSPLIT = {"two passes", "output of lanes", "output of a part", "projections"}
-UNSPLIT |= {case.name for case in CASES if case.name.startswith("lists")}  # their blocks are what is walked side by side
+UNSPLIT |= {case.name for case in CASES if case.name.startswith("lists")}  # whose blocks are walked side by side
 
 
 @pytest.mark.parametrize("rows", [1, 5])
