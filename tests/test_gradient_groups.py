@@ -44,7 +44,7 @@ def test_heads_are_summed_where_all_of_a_key_is_a_sum_of_them(text: str) -> None
     "text",
     [
         "input u: real[B, H, N] score dot(q, k) * scale + u[b, h, j]",  # has a gradient for each query head
-        "input slope: real[H] score dot(q, k) * scale - slope[h] * (i - j)",  # the same, summed over the keys afterwards
+        "input slope: real[H] score dot(q, k) * scale - slope[h] * (i - j)",  # of a head
         "input w: real[H, D] key k * w[h, :]",  # the gradient of k varies by query head otherwise than by the sum
         "groups h % G mask causal",
     ],
