@@ -32,7 +32,6 @@ def grouped(backward: Backward) -> list[bool]:
         "key rope(rmsnorm(k), j) value l2norm(v)",
         "input u: real[B, G, N] score dot(q, k) * scale + u[b, g, j]",
         "input u: real[B, N] score dot(q, k) * scale + u[b, j]",
-        "input slope: real[H] score dot(q, k) * scale - slope[h] * (i - j)",
     ],
 )
 def test_heads_are_summed_where_all_of_a_key_is_a_sum_of_them(text: str) -> None:
@@ -45,6 +44,7 @@ def test_heads_are_summed_where_all_of_a_key_is_a_sum_of_them(text: str) -> None
     "text",
     [
         "input u: real[B, H, N] score dot(q, k) * scale + u[b, h, j]",  # has a gradient for each query head
+        "input slope: real[H] score dot(q, k) * scale - slope[h] * (i - j)",  # of a head
         "input w: real[H, D] key k * w[h, :]",  # the gradient of k varies by query head otherwise than by the sum
         "groups h % G mask causal",
     ],

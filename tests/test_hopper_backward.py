@@ -54,7 +54,7 @@ def test_what_waits_for_the_cotangent_is_one_factor_times_what_was_kept(name: st
     (dot,) = split.late_dots
     assert "d_out" in expression(dot)
     assert split.vanishes
-    assert (split.early, len(split.late)) == (1, 1)
+    assert (split.early, len(split.late)) == (1, 2 if name == "alibi" else 1)  # with the gradient of the slope
     assert len(split.tiles) == (2 if name in ("softcap", "sigmoid") else 1)
 
 
@@ -128,7 +128,7 @@ def test_reasons_not_to_take_a_walk() -> None:
 
 def test_reasons_not_to_fuse() -> None:
     assert unfused("causal") == ""
-    assert unfused("alibi") == "more than one vector is summed over the keys"
+    assert unfused("alibi") == ""
     assert unfused("tapa") == "more than one vector is summed over the keys"
     assert unfused("causal", 96) == "vectors of 96 lanes"
 

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
+from hopper_emulator import Program
 from test_triton_numerics import interpreter
 
 pytest.importorskip("triton")
@@ -53,7 +55,7 @@ def test_fused_wide(interpreter: Ask, ahead: bool, seed: int) -> None:
     check(interpreter, "causal", configs, seed, D=128, E=128, B=2)
 
 
-@pytest.mark.parametrize("name", ["documents", "softcap"])
+@pytest.mark.parametrize("name", ["documents", "softcap", "alibi", "cog", "affine"])
 def test_fused_ahead(interpreter: Ask, name: str, seed: int) -> None:
     check(interpreter, name, FUSED_AHEAD, seed, M=190 if name == "documents" else 150)
 
@@ -95,3 +97,17 @@ def test_keys_that_differ_by_query_head(interpreter: Ask, seed: int) -> None:
 
 def test_own_groups(interpreter: Ask, seed: int) -> None:
     check(interpreter, "own groups", FUSED, seed, H=6, G=3)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "heads", "batch", "span"), [(1, 1, 1, 1), (5, 3, 2, 1), (5, 3, 2, 4), (4, 2, 3, 100), (7, 5, 1, 5)]
+)
+def test_every_tile_is_taken_once_and_long_ones_first(tiles: int, heads: int, batch: int, span: int) -> None:
+    order = Program(0, 1).load_module("attnc.templates.triton.order")
+    count = heads * batch
+    numbers = torch.arange(tiles * count, dtype=torch.int32)
+    taken = [tuple(int(x) for x in order.place(n, tiles, heads, torch.tensor(count), span)) for n in numbers]
+    assert sorted(taken) == sorted((t, h, b) for t in range(tiles) for h in range(heads) for b in range(batch))
+    for first in range(0, count, span):
+        of_span = [t for t, h, b in taken if first <= b * heads + h < first + span]
+        assert of_span == sorted(of_span)

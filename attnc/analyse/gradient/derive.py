@@ -112,8 +112,10 @@ class _Derivation:
                     over_rows.sum(key, cotangent, query)
                 case Read() if {"i", "j"} <= leaf.axes:
                     self._scatter(leaf, cotangent)
-                case _:
-                    (over_rows if "j" in leaf.axes else over_keys).sum(leaf, cotangent, None)
+                case _ if "i" in leaf.axes:
+                    over_keys.sum(leaf, cotangent, None)
+                case _:  # of a key; or of a head alone, where walks over the keys are left with vectors only
+                    over_rows.sum(leaf, cotangent, None)
         for walking in (over_keys, over_rows):
             if walking.sums:
                 self.steps.append(Walk(walking.over, tuple(walking.sums)))
