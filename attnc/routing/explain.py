@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
 from attnc.ir.nodes import Kind, Literal, Node, Pool, Window
 from attnc.ir.printer import declaration, expression
@@ -25,10 +25,13 @@ WORK = (
 """Without and with regrouping."""
 
 
-def explain_parts(program: Program, parts: tuple[Part, ...], regrouped: Collection[str]) -> str:
+def explain_parts(
+    program: Program, parts: tuple[Part, ...], regrouped: Collection[str], on_gpus: Mapping[str, Sequence[str]]
+) -> str:
     """The steps before and after the attentions of a program: what chooses, what is pooled, how it is combined.
 
-    ``regrouped`` are the parts whose queries may be regrouped by what they chose.
+    ``regrouped`` are the parts whose queries may be regrouped by what they chose; ``on_gpus`` says of each what is
+    otherwise there.
     """
     several = len(parts) > 1
     sections = [
@@ -39,6 +42,7 @@ def explain_parts(program: Program, parts: tuple[Part, ...], regrouped: Collecti
             for part in parts
             if part.chosen
         ),
+        *(_lines(f"On GPUs, `{name}`" if name else "On GPUs", list(lines)) for name, lines in on_gpus.items()),
         *(_pooled(part) for part in parts if part.value is not None),
     ]
     if several:
