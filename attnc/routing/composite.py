@@ -93,8 +93,32 @@ class Composite:
                 for at, route in enumerate(part.body.routes)
                 if is_by_key(route)
             },
+            {
+                part.name: self._on_gpus(part, D, D if E is None else E)
+                for part, _ in self.parts
+                if part.chosen and self.kept[part.name] is None and not any(map(is_by_key, part.body.routes))
+            },
         )
         return "\n".join([before, *(op.explain(D, E, grad=grad) for _, op in self.parts)])
+
+    @staticmethod
+    def _on_gpus(part: Part, D: int, E: int) -> list[str]:
+        """How kernels choose and attend there, or why they do not."""
+        from attnc.analyse.ranking import refusal
+        from attnc.compiler import specialize_program
+
+        reason = "several routes refine one another"
+        if part.routed is not None:
+            reason = refusal(specialize_program(part.routed, (D, E))) or ""
+        if part.listed is None:
+            reason = reason or "what is chosen is no short list of blocks"
+            return [f"chosen in torch: {reason}"]
+        most = size_value(part.listed.inputs[-1].dims[-1], {})
+        chosen = f"chosen in torch: {reason}" if reason else "ranked and selected by one kernel"
+        return [
+            f"{chosen}; as lists of at most {most} blocks",
+            "where that saves work, kernels sort queries by the blocks in their lists, and merge what each block gives",
+        ]
 
     def draw(self, q: Tensor, k: Tensor, v: Tensor, values: Sequence[Any], b: int, h: int) -> str:
         """What the routes choose on given tensors, attention by attention."""

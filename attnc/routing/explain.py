@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from types import MappingProxyType
 
 from attnc.ir.nodes import Kind, Literal, Node, Pool, Window
@@ -40,11 +40,13 @@ def explain_parts(
     gathered: Collection[str] = (),
     kept: Collection[str] = (),
     choosing: Mapping[tuple[str, int], str] = MappingProxyType({}),
+    on_gpus: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> str:
     """The steps before and after the attentions of a program: what chooses, what is pooled, how it is combined.
 
     ``regrouped`` are the parts whose queries may be regrouped by what they chose, ``gathered`` those whose keys may be
-    gathered, ``kept`` those that keep queries; ``choosing`` says of routes, by part and place, what makes the choice.
+    gathered, ``kept`` those that keep queries; ``choosing`` says of routes, by part and place, what makes the choice,
+    ``on_gpus`` of parts what is otherwise there.
     """
     several = len(parts) > 1
     sections = [
@@ -59,6 +61,7 @@ def explain_parts(
             for part in parts
             if part.chosen
         ),
+        *(_lines(f"On GPUs, `{name}`" if name else "On GPUs", list(lines)) for name, lines in on_gpus.items()),
         *(_pooled(part) for part in parts if part.value is not None),
     ]
     if several:

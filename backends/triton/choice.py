@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from attnc.analyse.mask import analyse_mask
 from attnc.backends.protocol import Target, Workload
-from attnc.backends.triton.compiling import Compiled, compile_plan, compile_with, precision
+from attnc.backends.triton.compiling import Compiled, compile_plan, compile_with, precision, rows_chosen
 from attnc.backends.triton.configs import SHARED_MEMORY
 from attnc.backends.triton.hopper.configs import HopperConfig, hopper_candidates
 from attnc.backends.triton.hopper.walk import Unfit
@@ -31,7 +31,7 @@ def choose(plan: Plan, workload: Workload, target: Target) -> Compiled:
     """
     if regroupable(plan) is not None:
         return replace(compile_plan(plan, workload, target), note="portable kernels for queries sorted by lists")
-    found = compile_for_hopper(plan, workload, target)
+    found = why_narrow(plan) or compile_for_hopper(plan, workload, target)
     if isinstance(found, Compiled):
         return found
     made = compile_plan(plan, workload, target)
@@ -49,6 +49,13 @@ def compile_for_hopper(plan: Plan, workload: Workload, target: Target) -> Compil
             return replace(made, note=f"{_KERNELS}, {config.block_m} rows by {config.block_n} keys")
         reasons.append(f"{config.block_m} rows by {config.block_n} keys: {fault}")
     return "; ".join((f"{_KERNELS} do not fit", *reasons))
+
+
+def why_narrow(plan: Plan) -> str | None:
+    """Why tiles of fewer rows are better: wider ones visit what any of several choosers chose, masked."""
+    if rows := rows_chosen(plan):
+        return f"{rows} rows choose together, {_KERNELS} hold more"
+    return None
 
 
 def why_not_hopper(plan: Plan, workload: Workload, target: Target) -> str | None:
@@ -73,7 +80,7 @@ def outlook(plan: Plan) -> str:
     target = Target("cuda", "sm_90")
     if problems := list(find_problems(plan, workload, target)):
         return f"no kernels: {problems[0].message}"
-    if reason := why_not_hopper(plan, workload, target):
+    if reason := why_narrow(plan) or why_not_hopper(plan, workload, target):
         return f"portable kernels: {reason}"
     return f"{_KERNELS}, unless the compiler's report is against them"
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
 from attnc.analyse.key_ranking import KeyRanking
+from attnc.analyse.mask.cells import cells_of
 from attnc.analyse.ranking import Ranking
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.assembler import sound_assembler
@@ -79,6 +80,8 @@ def compile_plan(plan: Plan, workload: Workload, target: Target, heads: int = FE
     tried: Iterator[Config] = candidates(target, workload.dtype, width_of(plan))
     if plan.program.listed is not None:
         tried = gather_candidates(target, workload.dtype, width_of(plan), heads)
+    elif rows := rows_chosen(plan):
+        tried = (replace(config, block_m=min(config.block_m, rows)) for config in tried)
     for config in tried if listed is None else regroup_candidates(tried, listed.block, 2, True):
         tile = (config.block_m, config.block_n, config.warps)
         if tile in tiles:
@@ -105,6 +108,12 @@ def compile_few(plan: Plan, workload: Workload, target: Target) -> Compiled | No
         if _spills(compiled) == 0 and all(one.shared <= SHARED_MEMORY[target.arch] for one in compiled.binaries):
             return compiled
     return None
+
+
+def rows_chosen(plan: Plan) -> int:
+    """How many rows choose their keys together, where that is a tile of fewer than there usually are; else 0."""
+    cells = cells_of(plan.mask)
+    return cells.rows if cells is not None and cells.rows in (16, 32, 64) else 0
 
 
 def compile_with(plan: Plan, workload: Workload, target: Target, config: Config) -> Compiled:
