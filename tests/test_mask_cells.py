@@ -47,3 +47,24 @@ def test_how_data_varies_along_the_keys(text: str, rest: str | None, data: str |
     assert expression(found.rest) == rest
     if data is not None:
         assert expression(found.data) == data
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("causal and w[b, j // 16] > 0", 0),
+        ("u[b, i // 64 - (i - row) // 64, j // 16] > 0", 64),
+        ("u[b, i // 64 - (i - row) // 64, j // 16] > u[b, i // 48, 0]", 16),
+        ("u[b, row, j // 16] > 0", 1),
+        ("w[b, j // 16] > i", 1),
+        ("w[b, j // 16] > 0 and norm2(q) > 1", 1),
+    ],
+)
+def test_how_it_varies_along_the_rows(text: str, rows: int) -> None:
+    found = cells_of(mask(text))
+    assert found is not None
+    assert found.rows == rows
+
+
+def test_a_token_of_the_key_varies_with_it() -> None:
+    assert cells_of(mask("w[b, j // 16] > 0 and norm2(k) > 1")) is None

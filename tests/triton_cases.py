@@ -132,6 +132,13 @@ CASES = (
     Case("blocks chosen together", "input words: int[B, (N - 1) // 32 - (N - M) // 32 + 1, (N + 255) // 256] "
          "mask causal and words[b, i // 32 - (i - row) // 32, j // 8 // 32] >> j // 8 % 32 & 1 == 1",
          made={"words": words(32, 8)}),
+    *(
+        Case(f"tiles chosen together, {m} of {n}", "input words: int[B, (N - 1) // 64 - (N - M) // 64 + 1, "
+             "(N + 1023) // 1024] mask causal and "
+             "words[b, i // 64 - (i - row) // 64, j // 32 // 32] >> j // 32 % 32 & 1 == 1",
+             {"B": 1, "H": 2, "G": 1, "M": m, "N": n}, {"words": words(64, 32)})
+        for m, n in ((100, 260), (70, 263), (150, 118))
+    ),
     Case("lists", f"input l: int[B, H, M, 3] mask {listed(3, 16)}", {"N": 83}, {"l": lists(3, 16)}, lse=True),
     Case("lists, causal", f"input l: int[B, H, M, 2] mask causal and ({listed(2, 20)})", {"M": 83, "N": 93},
          {"l": lists(2, 20)}, lse=True),

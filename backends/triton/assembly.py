@@ -21,6 +21,8 @@ from attnc.ir.program import Program
 
 SIZES = {"i32": 4, "i64": 8, "fp32": 4, "fp64": 8, "fp16": 2, "bf16": 2, "i1": 1}
 TRITON_TYPES = {"i32": "i32", "i64": "i64", "f32": "fp32", "f64": "fp64", "f16": "fp16", "bf16": "bf16", "bool": "i1"}
+CACHE = 32 * 2**20
+"""Bytes of the second-level cache, of 40 MiB and more, for what programs that run together read and add to."""
 BLOCK_TOKENS = 32
 BLOCK_NUMBERS = 256
 """Tokens of a program that computes one number a token without looking at vectors."""
@@ -149,7 +151,7 @@ class Assembly:
             return
         functions, seen = self.functions(f"tiles_{lists or over}"), self.visibility
         dots = dots_of((seen.mask,))
-        looked, full_test, cell = _looked(seen, config.block_n)
+        looked, full_test, cell, uniform = _looked(seen, config)
         reads = slots.outer_reads(over, looked)
         slots.add_group(functions, self.program.group)
         self.add_ranges(functions, over)
@@ -186,6 +188,7 @@ class Assembly:
                     "HEADS": per_head,
                     "LOOK": seen.by_data and not dots,
                     "CELL": cell,
+                    "UNIFORM": uniform,
                 },
                 functions.names,
                 grid,
@@ -227,8 +230,12 @@ class Assembly:
         outputs: Outputs,
         buffers: tuple[Buffer, ...],
         grouped: bool = False,
+        cache: int = 0,
     ) -> None:
-        """The launch of a walk whose slots are written; ``grouped`` if it sums over the query heads of a group."""
+        """The launch of a walk whose slots are written; ``grouped`` if it sums over the query heads of a group.
+
+        Tiles are taken from the longest on, of as many heads at a time as ``cache`` bytes hold the inner vectors of.
+        """
         block, _ = blocks(over, config)
         heads = HEADS if grouped else "H"
         arguments: dict[str, Arguments] = {
@@ -241,6 +248,7 @@ class Assembly:
             **self.walk_constants(over, table, config),
             "GROUPED": grouped,
             "OUTER_PER_MEMBER": grouped and "h" in table.outers.heads.values(),
+            "CACHED": cache // max(1, self.bytes_of_token(table)),
             "VALUES": table.values,
             "SUMS": table.sums,
             "STARTS": tuple(starts),
@@ -263,6 +271,11 @@ class Assembly:
             ),
             functions,
         )
+
+    def bytes_of_token(self, table: Chunks) -> int:
+        """What is read of the vectors of an inner token."""
+        chunks = [(table.inners.names[tensor], padded) for tensor, _, _, padded in table.inner_chunks()]
+        return sum(SIZES[self.types[name]] * padded for name, padded in chunks)
 
     def walk_arguments(self, lists: str, table: Chunks, functions: Functions) -> dict[str, Arguments]:
         """What every kernel that visits pairs is called with."""
@@ -303,12 +316,17 @@ _OUTER = {"keys": "M", "rows": "N"}
 _INNER = {"keys": "N", "rows": "M"}
 
 
-def _looked(seen: Visibility, keys: int) -> tuple[Node, Node, int]:
-    """What tiles of so many keys are classified by: a mask to look at, a test of full tiles, keys looked at in one."""
+def _looked(seen: Visibility, config: Config) -> tuple[Node, Node, int, bool]:
+    """What tiles are classified by: a mask to look at, a test of full tiles, keys looked at in one.
+
+    And whether the mask to look at is the same for all pairs of a tile whose rows begin at a multiple of their number.
+    """
+    keys = config.block_n
     cells = cells_of(seen.mask) if seen.by_data else None
     if cells is None or (keys % cells.step and cells.step % keys):
-        return seen.mask, seen.full, 1
-    return cells.data, analyse_mask(cells.rest).full, min(cells.step, keys)
+        return seen.mask, seen.full, 1, False
+    uniform = cells.step % keys == 0 and cells.rows % config.block_m == 0
+    return cells.data, analyse_mask(cells.rest).full, min(cells.step, keys), uniform
 
 
 def blocks(over: Over, config: Config) -> tuple[int, int]:

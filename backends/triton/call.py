@@ -311,7 +311,7 @@ def _part_groups(launch: Launch, call: Call, device: torch.device) -> dict[str, 
     heads, groups = call.sizes["H"], call.sizes["G"]
     call.sizes[HEADS] = 1
     programs = math.prod(call.extent(extent) for extent in launch.grid)
-    parts = parts_of_groups(programs, heads, groups, processors_of(device))
+    parts = heads // groups if launch.apart else parts_of_groups(programs, heads, groups, processors_of(device))
     call.sizes[HEADS] = groups * parts
     if parts == 1:
         return {}

@@ -14,7 +14,7 @@ from attnc.analyse.mask.block_lists import BlockLists, block_lists_of
 from attnc.backends.protocol import Workload
 from attnc.backends.triton import slots
 from attnc.backends.triton.adjoint import Prepared, prepare
-from attnc.backends.triton.assembly import TRITON_TYPES, Assembly, Lowered, Outputs, size_value
+from attnc.backends.triton.assembly import CACHE, TRITON_TYPES, Assembly, Lowered, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import Config, GatherConfig, RegroupConfig
 from attnc.backends.triton.gather import add_gather
@@ -304,7 +304,7 @@ class _Lowering:
         if isinstance(config, GatherConfig):
             add_gather(self.assembly, name, over, config, functions, table, starts, outputs, buffers)
         else:
-            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, grouped)
+            self.assembly.walk(name, over, config, functions, table, starts, outputs, buffers, grouped, CACHE)
 
     def regrouped(
         self,

@@ -105,10 +105,12 @@ class Launch:
             parameters, and may therefore be kept; ``None`` otherwise.
         warps: of a program.
         stages: of its software pipeline.
-        registers: of a thread when it starts, where the kernel moves them between warps; 0 for as many as it needs.
+        registers: of a thread at most, or when it starts, where the kernel moves them between warps; 0: as many as it
+            needs.
         resident: whether one program for each multiprocessor is enough: they take what is to be done from a counter.
         grouped: the tensors with a head for each key head that it writes sums over the query heads of a group to. It
             is given the size ``heads`` to say how many, see :func:`parts_of_groups`.
+        apart: whether each query head is a part of its own.
         turned: whether it runs for some heads at a time, in turns with those beside it that are ``turned`` too.
     """
 
@@ -125,6 +127,7 @@ class Launch:
     registers: int = 0
     resident: bool = False
     grouped: tuple[str, ...] = ()
+    apart: bool = False
     turned: bool = False
 
 
@@ -297,6 +300,7 @@ def _launch_to_json(launch: Launch) -> dict[str, Any]:
         "warps": launch.warps,
         "resident": launch.resident,
         "grouped": list(launch.grouped),
+        "apart": launch.apart,
         "turned": launch.turned,
     }
 
@@ -352,5 +356,6 @@ def _launch_from_json(data: dict[str, Any]) -> Launch:
         warps=data["warps"],
         resident=data["resident"],
         grouped=tuple(data["grouped"]),
+        apart=data["apart"],
         turned=data["turned"],
     )

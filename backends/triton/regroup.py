@@ -10,7 +10,7 @@ from attnc.backends.triton import slots
 from attnc.backends.triton.assembly import SIZES, Assembly, Outputs, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.configs import RegroupConfig
-from attnc.backends.triton.recipe import HEADS, Arguments, Buffer, Constant, Extent, Launch, Regroup, Value
+from attnc.backends.triton.recipe import Arguments, Buffer, Constant, Extent, Launch, Regroup, Value
 from attnc.backends.triton.rewrites import writes_output
 from attnc.backends.triton.slots import Functions
 from attnc.backends.triton.split import COMBINED, Part
@@ -245,8 +245,10 @@ def add_regrouped_rows(
     listed: BlockLists,
     grouped: bool,
 ) -> None:
-    """A walk over the rows that have a block in their lists, for the keys of each; ``grouped`` as in ``walk``."""
-    heads = HEADS if grouped else "H"
+    """A walk over the rows that have a block in their lists, for the keys of each; ``grouped`` as in ``walk``.
+
+    Query heads are summed afterwards: their lists differ, and a loop over them takes registers that products need.
+    """
     written = (*(name for name, _ in outputs.vectors), *outputs.numbers)
     slots.add_tile_test(functions, "FULL", assembly.visibility.full, "Every pair of the tile is visible.")
     looked = 1 << (listed.block // config.block_m + 1).bit_length()
@@ -262,23 +264,22 @@ def add_regrouped_rows(
                 "order": _int("regroup.order"),
                 "starts": _int("regroup.starts"),
                 "env": tuple(functions.env.values),
-                "HEADS": size_value(heads),
                 **{size: size_value(size) for size in ("H", "M", "N")},
                 "BLOCKS": size_value(BLOCKS),
             },
             {
                 **_walked(assembly, "rows", table, config, listed),
-                "GROUPED": grouped,
                 "LOOKED": looked,
                 "STARTS": tuple(starts),
                 "OUTPUTS": outputs.table,
             },
             functions.names,
-            (Extent(KEY_TILES), Extent(heads), Extent("B")),
+            (Extent(KEY_TILES), Extent("H"), Extent("B")),
             buffers,
             warps=config.warps,
             stages=config.stages,
             grouped=written if grouped else (),
+            apart=True,
         ),
         functions,
     )

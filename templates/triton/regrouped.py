@@ -278,12 +278,10 @@ def regrouped_rows(
     order,
     starts,
     env,
-    HEADS,
     H,
     M,
     N,
     BLOCKS,
-    GROUPED: tl.constexpr,
     KEYS: tl.constexpr,
     MOST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -309,121 +307,38 @@ def regrouped_rows(
     FINISH: tl.constexpr,
     FINISH_ROWS: tl.constexpr,
 ):
-    """Grid: a program for each tile of keys of each block, each of ``HEADS`` heads that are written, and batch row.
+    """Grid: a program for each tile of keys of each block, head and batch row.
 
-    With ``GROUPED`` these are of keys, or parts of such, and the query heads of each are summed.
+    Rows come in order, so the pairs that a mask leaves out are often those of the first tiles, of which ``LOOKED`` are
+    asked whether everything from there on is visible.
     """
     apart: tl.constexpr = (KEYS + BLOCK - 1) // BLOCK
     tiles = BLOCKS * apart
     program = tl.program_id(0)
     key_block = program % tiles // apart
-    head = program // tiles % HEADS
-    b = program // tiles // HEADS
+    line = program // tiles
+    h = line % H
+    b = line // H
     first = key_block * KEYS + program % apart * BLOCK
     last = tl.minimum(key_block * KEYS + KEYS, N)
     if first >= last:
         return
+    g = GROUP(b, h, env)
+    at = tl.minimum(tl.arange(0, BLOCK), last - 1 - first)
+    token = (first + at)[:, None]
+    rows = ROWS(b, h, g, token, token + (N - M), token, env)
+    outer = load_chunks(outers, b, h, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS)
     state = ()
     for s in tl.static_range(len(STARTS)):
         state = state + (tl.full([BLOCK], STARTS[s], tl.float32),)
     sums = ()
     for s in tl.static_range(len(SUMS)):
         sums = sums + (tl.full([BLOCK, INNER_CHUNKS[SUMS[s][0]][3]], 0.0, tl.float32),)
-    h = head
-    if GROUPED:
-        h = head * (H // HEADS)
-        for member in tl.range(0, H // HEADS):
-            state, sums = gather(
-                state, sums, outers, inners, order, starts, env, b, h + member, key_block, first, last, H, M, N, BLOCKS,
-                KEYS, MOST, BLOCK, INNER_BLOCK, LOOKED, STAGES, OUTER_HEADS, INNER_HEADS, OUTER_CHUNKS, INNER_CHUNKS,
-                VALUES, DOTS, SUMS, PRECISION, GROUP, ROWS, FULL, VISIBLE, STEP,
-            )  # fmt: skip
-    else:
-        state, sums = gather(
-            state, sums, outers, inners, order, starts, env, b, h, key_block, first, last, H, M, N, BLOCKS, KEYS, MOST,
-            BLOCK, INNER_BLOCK, LOOKED, STAGES, OUTER_HEADS, INNER_HEADS, OUTER_CHUNKS, INNER_CHUNKS, VALUES, DOTS,
-            SUMS, PRECISION, GROUP, ROWS, FULL, VISIBLE, STEP,
-        )  # fmt: skip
 
-    g = GROUP(b, h, env)
-    at = tl.arange(0, BLOCK)
-    exists = first + at < last
-    token = tl.minimum(first + at, last - 1)[:, None]
-    rows = ROWS(b, h, g, token, token + (N - M), token, env)
-    numbers = FINISH_ROWS(state, rows, b, h, g, token, token + (N - M), env)
-    for r in tl.static_range(len(row_outs)):
-        address = row_outs[r] + (b.to(tl.int64) * HEADS + head) * N + first + at
-        tl.store(address[:, None], numbers[r], mask=exists[:, None])
-    for c in tl.static_range(len(OUTPUTS)):
-        lane = tl.arange(0, OUTPUTS[c][2])
-        parts = ()
-        for s in tl.static_range(tl.constexpr(OUTPUTS[c][5])):
-            parts = parts + (sums[OUTPUTS[c][3] + s * OUTPUTS[c][4]],)
-        vectors = FINISH(
-            parts, state, rows, b, h, g, token, token + (N - M), (OUTPUTS[c][0] + lane)[None, :], env, c
-        )  # fmt: skip
-        for o in tl.static_range(tl.constexpr(OUTPUTS[c][7])):
-            pointer, stride_b, stride_h, stride_token = outs[OUTPUTS[c][6] + o]
-            base = pointer + b.to(tl.int64) * stride_b + head.to(tl.int64) * stride_h
-            base += first.to(tl.int64) * stride_token
-            address = base + at[:, None] * stride_token + (OUTPUTS[c][0] + lane)[None, :]
-            kept = exists[:, None] & (lane < OUTPUTS[c][1])[None, :]
-            tl.store(address, vectors[o].to(pointer.dtype.element_ty), mask=kept)
-
-
-@triton.jit
-def gather(
-    state,
-    sums,
-    outers,
-    inners,
-    order,
-    starts,
-    env,
-    b,
-    h,
-    key_block,
-    first,
-    last,
-    H,
-    M,
-    N,
-    BLOCKS,
-    KEYS: tl.constexpr,
-    MOST: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INNER_BLOCK: tl.constexpr,
-    LOOKED: tl.constexpr,
-    STAGES: tl.constexpr,
-    OUTER_HEADS: tl.constexpr,
-    INNER_HEADS: tl.constexpr,
-    OUTER_CHUNKS: tl.constexpr,
-    INNER_CHUNKS: tl.constexpr,
-    VALUES: tl.constexpr,
-    DOTS: tl.constexpr,
-    SUMS: tl.constexpr,
-    PRECISION: tl.constexpr,
-    GROUP: tl.constexpr,
-    ROWS: tl.constexpr,
-    FULL: tl.constexpr,
-    VISIBLE: tl.constexpr,
-    STEP: tl.constexpr,
-):
-    """The state and the sums of a tile of keys after the rows of one query head that have its block.
-
-    Rows come in order, so the pairs that a mask leaves out are often those of the first tiles, of which ``LOOKED`` are
-    asked whether everything from there on is visible.
-    """
-    line = (b * H + h).to(tl.int64)
-    g = GROUP(b, h, env)
-    at = tl.minimum(tl.arange(0, BLOCK), last - 1 - first)
-    token = (first + at)[:, None]
-    rows = ROWS(b, h, g, token, token + (N - M), token, env)
-    outer = load_chunks(outers, b, h, g, first, at, 0, len(OUTER_CHUNKS), OUTER_CHUNKS, OUTER_HEADS)
-    starts += line * (BLOCKS + 1) + key_block
+    starts += line.to(tl.int64) * (BLOCKS + 1) + key_block
     begin = tl.load(starts)
     end = tl.load(starts + 1)
-    order += line * M * MOST
+    order += line.to(tl.int64) * M * MOST
     count = tl.cdiv(end - begin, INNER_BLOCK)
     whole = (end - begin) // INNER_BLOCK
     looked = tl.arange(0, LOOKED)
@@ -449,4 +364,24 @@ def gather(
             sums, env, M, N, True, True, BLOCK, INNER_BLOCK, INNER_CHUNKS, VALUES, DOTS, SUMS, INNER_HEADS, PRECISION,
             VISIBLE, STEP,
         )  # fmt: skip
-    return state, sums
+
+    at = tl.arange(0, BLOCK)
+    exists = first + at < last
+    numbers = FINISH_ROWS(state, rows, b, h, g, token, token + (N - M), env)
+    for r in tl.static_range(len(row_outs)):
+        address = row_outs[r] + (b.to(tl.int64) * H + h) * N + first + at
+        tl.store(address[:, None], numbers[r], mask=exists[:, None])
+    for c in tl.static_range(len(OUTPUTS)):
+        lane = tl.arange(0, OUTPUTS[c][2])
+        parts = ()
+        for s in tl.static_range(tl.constexpr(OUTPUTS[c][5])):
+            parts = parts + (sums[OUTPUTS[c][3] + s * OUTPUTS[c][4]],)
+        vectors = FINISH(
+            parts, state, rows, b, h, g, token, token + (N - M), (OUTPUTS[c][0] + lane)[None, :], env, c
+        )  # fmt: skip
+        for o in tl.static_range(tl.constexpr(OUTPUTS[c][7])):
+            pointer, stride_b, stride_h, stride_token = outs[OUTPUTS[c][6] + o]
+            base = pointer + b.to(tl.int64) * stride_b + h.to(tl.int64) * stride_h + first.to(tl.int64) * stride_token
+            address = base + at[:, None] * stride_token + (OUTPUTS[c][0] + lane)[None, :]
+            kept = exists[:, None] & (lane < OUTPUTS[c][1])[None, :]
+            tl.store(address, vectors[o].to(pointer.dtype.element_ty), mask=kept)

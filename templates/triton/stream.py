@@ -39,6 +39,7 @@ sums, first tensor, number of tensors)``.
 import triton
 import triton.language as tl
 
+from attnc.templates.triton import order
 from attnc.templates.triton.segments import count_full, count_masked, disjoint, full_tile, masked_tile
 
 WIDE_PRECISION: tl.constexpr = tl.constexpr("tf32")
@@ -279,6 +280,7 @@ def stream(
     N,
     GROUPED: tl.constexpr,
     OUTER_PER_MEMBER: tl.constexpr,
+    CACHED: tl.constexpr,
     OVER_ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     INNER_BLOCK: tl.constexpr,
@@ -306,16 +308,15 @@ def stream(
 ):
     """Grid: a program for each outer tile, head and batch row. ``inners[:VALUES]`` feed the dot products.
 
-    There are ``HEADS`` heads: those of the queries, or, where the sums are ``GROUPED``, sets of as many neighbours.
+    There are ``HEADS`` heads: those of the queries, or, where the sums are ``GROUPED``, sets of as many neighbours. The
+    cache is taken to hold ``CACHED`` inner tokens of the heads that run together.
     """
     outer_count = N if OVER_ROWS else M
     tiles = tl.cdiv(outer_count, BLOCK)
-    program = tl.program_id(0)
-    outer_tile = program % tiles
+    span = order.span_of(M if OVER_ROWS else N, CACHED)
+    outer_tile, head, b = order.place(tl.program_id(0), tiles, HEADS, tl.num_programs(0) // tiles, span)
     if not OVER_ROWS:
         outer_tile = tiles - 1 - outer_tile
-    head = program // tiles % HEADS
-    b = program // tiles // HEADS
     h = head
     if GROUPED:
         h = head * (H // HEADS)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from attnc.analyse.gradient.backward import Sum, Walk
 from attnc.analyse.gradient.groups import is_grouped
 from attnc.backends.triton import slots
-from attnc.backends.triton.assembly import Assembly, blocks, size_value
+from attnc.backends.triton.assembly import CACHE, Assembly, blocks, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.hopper import backward_slots
 from attnc.backends.triton.hopper.backward_configs import FAMILY, WalkConfig
@@ -32,8 +32,6 @@ from attnc.ir.nodes import Node
 from attnc.plan import Accumulator, Pass
 
 GROUP_ROWS = 64
-CACHE = 32 * 2**20
-"""Bytes of the second-level cache, of 50 MiB, for what programs that run together read and add to."""
 REGISTERS = 168
 """Of a thread when a program starts: 504 for one of each of three warpgroups, which then move them."""
 
@@ -152,8 +150,7 @@ class WalkLowering:
     def traffic(self, table: Chunks, crossing: Sum | None) -> int:
         """Bytes of an inner token that are read, and of what is added up for it."""
         added = 0 if crossing is None else ELEMENT_BYTES["fp32"] * static(crossing.result.dims[-1])
-        chunks = [(table.inners.names[tensor], padded) for tensor, _, _, padded in table.inner_chunks()]
-        return added + sum(ELEMENT_BYTES[self.assembly.types[name]] * padded for name, padded in chunks)
+        return added + self.assembly.bytes_of_token(table)
 
     # A sum over the keys in a walk over the rows
 

@@ -17,7 +17,7 @@ from attnc.templates.tvm.cuda.slots import BlockSlots, BlockTaskSlots
 from attnc.templates.tvm.functions import exp
 from attnc.templates.tvm.processor import device_function
 from attnc.templates.tvm.products import index
-from attnc.templates.tvm.tile import LOWEST
+from attnc.templates.tvm.state import LOWEST
 from attnc.templates.tvm.values import Value, constant, minimum, select
 from attnc.templates.tvm.walk import RowSlots, Sizes, Walk
 
