@@ -19,6 +19,8 @@ from attnc.autotune.record import name_of
 from attnc.backends.protocol import Choice, Config, Space
 from attnc.errors import ArgumentError, TargetError
 
+STARTUP = 12
+"""Trials at random before a model is made of them; fewer where there are few in all."""
 PATIENCE = 300
 """Suggestions in a row that bring nothing new, after which the space counts as searched."""
 FAMILIAR = 8
@@ -62,12 +64,15 @@ class Search:
         self._distributions = {choice.name: _distribution(choice) for choice in space.choices}
         self._total = math.prod(len(choice.settings) for choice in space.choices)
         self.exhaustive = budget is not None and self._total <= LARGE and sum(1 for _ in feasible(space)) <= budget
+        startup = STARTUP if budget is None else max(4, min(STARTUP, budget // 4))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler: optuna.samplers.BaseSampler = (
                 _Exhaustive(seed=seed)
                 if self.exhaustive
-                else optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=seed, n_startup_trials=12)
+                else optuna.samplers.TPESampler(
+                    multivariate=True, constant_liar=True, seed=seed, n_startup_trials=startup
+                )
             )
             self.study = optuna.create_study(
                 storage=_storage(storage), study_name=name, sampler=sampler, direction="minimize", load_if_exists=True

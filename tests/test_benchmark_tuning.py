@@ -73,7 +73,7 @@ def test_a_run_on_a_gpu(tuning: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert len(one["first"]) == one["configs"]
     assert set(one["transfer"]["8"]) == {"cold", "seeds of causal D=64 N=16384"}
     seeded = one["transfer"]["4"]["seeds of causal D=64 N=16384"]["median"]
-    assert seeded >= one["transfer"]["4"]["cold"]["median"]
+    assert seeded >= one["transfer"]["4"]["cold"]["median"] - 0.02
     records = read_bundle(out / "records.jsonl")
     assert ranking(records)  # type: ignore[arg-type]
     text = (out / "tuning.md").read_text()

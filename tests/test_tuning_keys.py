@@ -78,7 +78,7 @@ def test_gradients_and_their_order_are_in_the_key(backend: FakeBackend) -> None:
         ("space: version", lambda patch: patch.setattr(FakeBackend, "spaces", 2)),
         ("space: templates", lambda patch: patch.setattr(FakeBackend, "families", ("triton",))),
         ("toolchain: codegen", lambda patch: patch.setattr(FakeBackend, "codegen", 2)),
-        ("toolchain: compiler", lambda patch: patch.setattr(FakeBackend, "toolchain", lambda self: "fake 2")),
+        ("toolchain: compiler", lambda patch: patch.setattr(FakeBackend, "toolchain", lambda self, target: "fake 2")),
         ("policy: version", lambda patch: patch.setattr(key, "POLICY", 99)),
         ("workload: bucket_version", lambda patch: patch.setattr(bucket, "VERSION", 99)),
         ("hardware: cores", lambda patch: patch.setattr(key, "hardware_of", lambda _: {**here(), "cores": 999})),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,3 +99,27 @@ def test_configs_of_a_gpu_compile_and_are_reported(direction: str, seed: int) ->
     if direction == "forward":
         large = {**space.default, "family": "portable", "block_m": 256, "block_n": 256, "warps": 8, "stages": 1}
         assert space.problem({**large, "queries": 1}) is not None
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
+@pytest.mark.parametrize("direction", ["forward", "backward"])
+@pytest.mark.parametrize("body", [SOFTMAX, DOCUMENTS])
+def test_one_config_stands_for_all_that_make_the_same_kernel(body: str, direction: str, seed: int) -> None:
+    what = problem(body, "cuda:sm_90", "bf16", 64, direction)
+    if direction == "backward":
+        what = replace(what, workload=replace(what.workload, unordered=True))
+    space = what.request().space()
+    assert space.settled(space.default) == space.default
+    generator, found = random.Random(seed), []
+    for _ in range(2000):
+        config = space.settled({x.name: generator.choice(x.settings) for x in space.choices})
+        assert space.settled(config) == config
+        if space.problem(config) is None:
+            found.append(config)
+    assert len(found) > 100
+    if direction == "backward":
+        fused = [config for config in found if config["fused"]]
+        assert 20 < len(fused) < len(found) - 20  # both are within reach
+        assert len({str(config["keys_block_n"]) for config in fused}) == 1
+        portable = [config for config in found if config["rows_family"] == "stream"]
+        assert not any(config["rows_hide"] or config["fused"] for config in portable)

@@ -20,8 +20,11 @@ from tuning_cases import key, observation, pin, random_observation
 
 from attnc.autotune import store as stores
 from attnc.autotune.bundle import read_bundle, search_bundle, write_bundle
+from attnc.autotune.hardware import name_of
+from attnc.autotune.places import packaged
 from attnc.autotune.record import Record, write
 from attnc.autotune.store import Store
+from attnc.autotune.winner import winner
 from attnc.errors import BundleError
 
 KEY = key().digest
@@ -293,3 +296,13 @@ def test_keys_are_listed_without_their_records(store: Store, monkeypatch: pytest
     (store.folder(KEY) / "key.json").write_text("{}")  # says nothing of this key
     monkeypatch.setattr(Store, "records", lambda *_: 1 / 0)
     assert list(store.each_key()) == [other]
+
+
+def test_what_comes_with_attnc_is_whole() -> None:
+    for path in packaged().glob("*.jsonl"):
+        found = read_bundle(path)
+        assert {name_of(dict(one.key.parts["hardware"])) for one in found} == {path.stem}
+        by_key: dict[str, list[Record]] = {}
+        for one in found:
+            by_key.setdefault(one.key.digest, []).append(one)
+        assert all(winner(records) is not None for records in by_key.values())
