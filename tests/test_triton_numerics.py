@@ -57,7 +57,7 @@ def test_case_in_float32(interpreter: Ask, name: str, seed: int) -> None:
 
 SPLIT = [case for case in CASES if not case.extents and case.all_sizes["N"] > 1]
 UNSPLIT = {"two passes", "output of lanes", "output of a part", "projections"}
-UNSPLIT |= {case.name for case in CASES if case.name.startswith("lists")}  # their blocks are what is walked side by side
+UNSPLIT |= {case.name for case in CASES if case.name.startswith("lists")}  # blocks are walked side by side
 
 
 @pytest.mark.parametrize("rows", [1, 5])
