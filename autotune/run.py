@@ -23,6 +23,7 @@ from attnc.autotune.problem import Problem
 from attnc.autotune.record import Observation
 from attnc.autotune.record import name_of as record_name
 from attnc.autotune.store import Store
+from attnc.autotune.winner import TIE
 from attnc.backends.protocol import Config
 
 BUSY = 0.5
@@ -242,8 +243,9 @@ class Run:
 
 
 def _leader(ratios: Mapping[str, Sequence[float]]) -> str:
-    """The name of the config with the least median; empty for the default, which has a ratio of 1."""
-    return min(ratios, key=lambda name: (statistics.median(ratios[name]), name))
+    """The name of the config that :func:`~attnc.autotune.winner.winner` would name; empty for the default."""
+    medians = {name: statistics.median(found) for name, found in ratios.items()}
+    return min(name for name, median in medians.items() if median <= min(medians.values()) * (1 + TIE))
 
 
 def _load() -> float:
