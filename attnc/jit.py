@@ -171,7 +171,7 @@ class JustInTime:
         try:
             backend = backend_for(target, self._backend)
             backward = self._derived(widths, workload.lse).only(names)
-            if backend.sums_groups:
+            if backend.sums_groups(workload, target):
                 backward = sum_groups(backward)
             workload = replace(workload, saved=backward.saved)
             problems = compiler.training_problems(backward, workload, target, backend)

@@ -250,8 +250,6 @@ class Backend(Protocol):
     """Raised by hand when the spaces change."""
     families: tuple[str, ...]
     """The folders of ``attnc.templates`` whose code is in its kernels."""
-    sums_groups: bool
-    """Whether walks of its backwards sum over the query heads of a group: see :mod:`attnc.analyse.gradient.groups`."""
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in the plan that this backend cannot run on ``target``; empty if it can."""
@@ -278,6 +276,10 @@ class Backend(Protocol):
 
     def backward_problems(self, backward: Backward, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """Everything in the backward that this backend cannot run on ``target``; empty if it can."""
+        ...
+
+    def sums_groups(self, workload: Workload, target: Target) -> bool:
+        """Whether walks of its backwards sum over the heads of a group: see :mod:`attnc.analyse.gradient.groups`."""
         ...
 
     def build_backward(

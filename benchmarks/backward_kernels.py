@@ -139,7 +139,7 @@ def named(configs: Mapping[str, Config]) -> str:
     """A short name of the tiles of the walks."""
 
     def one(config: Config) -> str:
-        flags = [x for x in ("fused", "ahead", "hide", "eager", "apart") if getattr(config, x, False)]
+        flags = [x for x in ("fused", "hide", "eager", "apart") if getattr(config, x, False)]
         shape = f"{config.block_m}x{config.block_n}/{config.warps}w{config.stages}s"
         return "-".join([shape, *flags])
 

@@ -6,7 +6,7 @@ and each row is printed and written as soon as it is known, one JSON object a li
 
 ``fused`` and ``pair`` are what is chosen without and with ``torch.use_deterministic_algorithms``, ``portable`` the
 portable kernels. Configurations of the kernels for Hopper are ``fused:`` or ``pair:`` and flags with ``-`` between:
-``fused:ahead-hide``, ``pair:eager``, ``fused:``.
+``fused:hide``, ``pair:eager``, ``fused:``.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", choices=sorted(EVERY), help="may be given more than once")
     parser.add_argument("--shape", action="append", help="BxHxGxNxD, may be given more than once")
-    parser.add_argument("--variant", action="append", help="fused, pair, portable, fused:ahead-hide ...")
+    parser.add_argument("--variant", action="append", help="fused, pair, portable, fused:hide ...")
     parser.add_argument("--inputs", action="store_true", help="gradients of the real inputs of a spec too")
     parser.add_argument("--compile-only", action="store_true", help="for sm_90, on any machine; nothing is measured")
     parser.add_argument("--no-peers", action="store_true", help="leave out cuDNN, flash and FlexAttention")

@@ -128,7 +128,6 @@ class FakeBackend:
     codegen = 1
     spaces = 1
     families: tuple[str, ...] = ()
-    sums_groups = False
 
     def __init__(self) -> None:
         self.built: list[Workload] = []
@@ -183,6 +182,9 @@ class FakeBackend:
         raise NotImplementedError("what is not built is not loaded")
 
     def regroups(self, plan: Plan) -> bool:
+        return False
+
+    def sums_groups(self, workload: Workload, target: Target) -> bool:
         return False
 
     def toolchain(self, target: Target) -> str:

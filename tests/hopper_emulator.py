@@ -14,7 +14,7 @@ import math
 import threading
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -404,8 +404,9 @@ class Program:
             assert spec.origin is not None, name
             with open(spec.origin, encoding="utf-8") as file:
                 self.modules[name] = self.execute(name, file.read())
-            if name == "attnc.templates.hopper.lib":
-                self.modules[name].sigmoid = torch.sigmoid  # type: ignore[attr-defined]  # by bits of floats there
+            if name == "attnc.templates.hopper.lib":  # instructions there
+                for known in ("sigmoid", "sigmoid2", "log", "power_fixed", "sin", "cos", "with_sign"):
+                    setattr(self.modules[name], known, getattr(self.load_module("attnc.templates.triton.lib"), known))
         return self.modules[name]
 
     def execute(self, name: str, text: str) -> types.ModuleType:
@@ -432,7 +433,7 @@ class Emulator:
 
     def __init__(self, name: str, lowered: Lowered, processors: int = 3) -> None:
         self.launches = lowered.recipe.launches
-        self.others = Interpreter(name, lowered)
+        self.others = Interpreter(name, replace(lowered, library="triton"))
         self.source = write_source(name, lowered.functions, lowered.library)
         self.processors = processors
 

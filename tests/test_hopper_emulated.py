@@ -27,8 +27,6 @@ HIDDEN = {"keys": config(128, 64, hide=True), "rows": config(64, 128, hide=True)
 EAGER = {"keys": config(128, 128, eager=True), "rows": config(128, 128, eager=True)}
 APART = {"keys": config(128, 32, apart=True), "rows": config(32, 128, apart=True)}
 FUSED = {"keys": config(128, 128), "rows": config(128, 128, fused=True)}
-AHEAD = {"keys": config(128, 64, ahead=True), "rows": config(64, 128, ahead=True, hide=True)}
-FUSED_AHEAD = {"keys": config(128, 128), "rows": config(128, 128, fused=True, ahead=True)}
 WIDE = {"keys": config(128, 128), "rows": config(64, 128, fused=True, hide=True)}
 
 
@@ -44,36 +42,27 @@ def check(interpreter: Ask, case: str, configs: dict[str, Any], seed: int, dtype
     assert "stream" not in families or needs_a_walk_of_its_own(case)
 
 
-@pytest.mark.parametrize("name", ["causal", "documents", "softcap", "sigmoid", "window", "mask by score"])
+NAMES = ("causal", "documents", "softcap", "sigmoid", "window", "mask by score", "alibi", "cog", "affine")
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_fused(interpreter: Ask, name: str, seed: int) -> None:
     check(interpreter, name, FUSED, seed, M=190 if name == "documents" else 150)
 
 
-@pytest.mark.parametrize("ahead", [False, True])
-def test_fused_wide(interpreter: Ask, ahead: bool, seed: int) -> None:
-    configs = {**WIDE, "rows": {**WIDE["rows"], "ahead": ahead}}
-    check(interpreter, "causal", configs, seed, D=128, E=128, B=2)
+def test_fused_wide(interpreter: Ask, seed: int) -> None:
+    check(interpreter, "causal", WIDE, seed, D=128, E=128, B=2)
 
 
-@pytest.mark.parametrize("name", ["documents", "softcap", "alibi", "cog", "affine"])
-def test_fused_ahead(interpreter: Ask, name: str, seed: int) -> None:
-    check(interpreter, name, FUSED_AHEAD, seed, M=190 if name == "documents" else 150)
-
-
-@pytest.mark.parametrize(
-    "configs", [FUSED, PAIR, HIDDEN, AHEAD, FUSED_AHEAD], ids=["fused", "pair", "hidden", "ahead", "fused ahead"]
-)
+@pytest.mark.parametrize("configs", [FUSED, PAIR, HIDDEN], ids=["fused", "pair", "hidden"])
 @pytest.mark.parametrize("name", ["empty rows", "causal, more rows than keys"])
 def test_rows_that_see_nothing(interpreter: Ask, name: str, configs: dict[str, Any], seed: int) -> None:
     check(interpreter, name, configs, seed, M=230, N=140)
 
 
-@pytest.mark.parametrize("configs", [PAIR, AHEAD], ids=["pair", "ahead"])
 @pytest.mark.parametrize("name", ["affine", "cog", "softcap", "inline", "mean"])
-def test_factors_that_are_infinite_in_rows_that_see_nothing(
-    interpreter: Ask, name: str, configs: dict[str, Any], seed: int
-) -> None:
-    check(interpreter, f"{name} of empty rows", configs, seed, H=2, G=1, M=190, N=140)
+def test_factors_that_are_infinite_in_rows_that_see_nothing(interpreter: Ask, name: str, seed: int) -> None:
+    check(interpreter, f"{name} of empty rows", PAIR, seed, H=2, G=1, M=190, N=140)
 
 
 @pytest.mark.parametrize("name", ["alibi", "cog", "row weights", "key bias"])
@@ -86,12 +75,7 @@ def test_shapes_of_walks(interpreter: Ask, configs: dict[str, Any], seed: int) -
     check(interpreter, "causal", configs, seed, dtype="f16")
 
 
-def test_parts_of_groups(interpreter: Ask, seed: int) -> None:
-    check(interpreter, "causal", {**FUSED, "processors": 2}, seed, H=6, G=1)
-
-
 def test_keys_that_differ_by_query_head(interpreter: Ask, seed: int) -> None:
-    """Outer tiles are loaded for each head of a group."""
     check(interpreter, "own keys", PAIR, seed)
 
 

@@ -43,7 +43,6 @@ class TritonBackend:
     codegen = 4
     spaces = 7
     families: tuple[str, ...] = ("triton", "hopper")
-    sums_groups = True
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         from attnc.backends.triton.support import find_problems
@@ -80,6 +79,10 @@ class TritonBackend:
         from attnc.backends.triton.support import find_backward_problems
 
         return tuple(find_backward_problems(backward, workload, _compiled_for(target)))
+
+    def sums_groups(self, workload: Workload, target: Target) -> bool:
+        """Not where kernels for Hopper may be chosen, which have no registers for it."""
+        return target.arch != "sm_90" or workload.dtype not in ("bf16", "f16")
 
     def build_backward(
         self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})

@@ -46,7 +46,7 @@ class Report:
     moved: int = 0
 
 
-SPARED = {"hopper": 64, "hopper_backward": 2048, "stream": 2048}
+SPARED = {"hopper": 64, "hopper_backward": 320, "stream": 2048}
 """Bytes of spills that kernels of a family may have: numbers that wait for the end of a tile, or of a walk."""
 MOVED = {"hopper": 64, "hopper_backward": 96}
 """How often they may move one in a step. Masks are counted, though few steps need them.

@@ -45,7 +45,7 @@ TILES = (16, 32, 64, 128, 256)
 HOPPER_TILES = (16, 32, 64, 128, 192, 256)
 WARPS = (2, 4, 8)
 STAGES = (1, 2, 3, 4)
-FLAGS = ("eager", "ahead", "hide", "apart")
+FLAGS = ("eager", "hide", "apart")
 REGISTERS = 255
 """Most 32-bit registers of a thread."""
 BYTES = {"bf16": 2, "f16": 2, "f32": 4}

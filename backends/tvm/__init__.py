@@ -30,7 +30,6 @@ class TvmBackend:
     codegen = 1
     spaces = 2
     families: tuple[str, ...] = ("tvm",)
-    sums_groups = False
 
     def problems(self, plan: Plan, workload: Workload, target: Target) -> Sequence[Unsupported]:
         """What in ``plan`` cannot run yet."""
@@ -102,6 +101,9 @@ class TvmBackend:
                 return no_backward(backward)
             case _:
                 return [_no_kernels(target, backward.plan.output)]
+
+    def sums_groups(self, workload: Workload, target: Target) -> bool:
+        return False
 
     def build_backward(
         self, backward: Backward, workload: Workload, target: Target, config: Config = MappingProxyType({})

@@ -12,9 +12,6 @@ OUTER_BLOCK = gl.constexpr(128)
 class Form:
     """What a walk is compiled for.
 
-    ``GROUPED`` sums over the query heads that share an outer tile, which is loaded for each of them if it is
-    ``OUTER_PER_MEMBER``. ``CACHED`` inner tokens of all heads that run together fit the cache of the device.
-
     ``OUTER_CHUNKS`` and ``INNER_CHUNKS`` are ``(tensor, lo, valid, padded)``; those inner chunks come first that early
     dot products use, ``EARLY_CHUNKS`` of them. ``HELD`` says of each inner chunk whether late sums use it. ``DOTS`` are
     ``(outer chunk, inner chunk, is first, is last)``, ``EARLY_DOTS`` of them early. ``LINE_COUNT`` numbers are read an
@@ -25,19 +22,14 @@ class Form:
     factors of numbers. ``CROSS`` is empty, or ``(weight, outer chunk, lanes)`` of a sum over the outer tokens, of whose
     tile each warpgroup has so many lanes.
 
-    ``EAGER`` starts late dot products with the early ones, ``AHEAD`` the early ones of the next tile with the late
-    sums. ``HIDE`` is what dot products are set to where pairs are not visible, 0 if the weights are masked instead;
-    ``VANISHES`` says that late weights are 0 where what is kept is.
+    ``EAGER`` starts late dot products with the early ones. ``HIDE`` is what dot products are set to where pairs are not
+    visible, 0 if the weights are masked instead; ``VANISHES`` says that late weights are 0 where what is kept is.
     """
 
     OVER_ROWS: gl.constexpr
-    GROUPED: gl.constexpr
-    OUTER_PER_MEMBER: gl.constexpr
-    CACHED: gl.constexpr
     INNER_BLOCK: gl.constexpr
     STAGES: gl.constexpr
     EAGER: gl.constexpr
-    AHEAD: gl.constexpr
     LISTED: gl.constexpr
     LISTS_PER_BATCH: gl.constexpr
     LISTS_PER_HEAD: gl.constexpr
@@ -70,19 +62,14 @@ class Form:
 
     @constexpr_function
     def __init__(
-        self, OVER_ROWS, GROUPED, OUTER_PER_MEMBER, CACHED, INNER_BLOCK, STAGES, EAGER, AHEAD, LISTED, LISTS_PER_BATCH,
-        LISTS_PER_HEAD, OUTER_HEADS, INNER_HEADS, OUTER_CHUNKS, INNER_CHUNKS, HELD, DOTS, EARLY_DOTS, EARLY_CHUNKS,
-        LINE_COUNT, WEIGHTS, VANISHES, HIDE, SUMS, EARLY_SUMS, NUMBERS, OUTPUTS, CROSS, GROUP, RANGES, ROWS, LINES,
-        VISIBLE, EARLY, LATE,
+        self, OVER_ROWS, INNER_BLOCK, STAGES, EAGER, LISTED, LISTS_PER_BATCH, LISTS_PER_HEAD, OUTER_HEADS, INNER_HEADS,
+        OUTER_CHUNKS, INNER_CHUNKS, HELD, DOTS, EARLY_DOTS, EARLY_CHUNKS, LINE_COUNT, WEIGHTS, VANISHES, HIDE, SUMS,
+        EARLY_SUMS, NUMBERS, OUTPUTS, CROSS, GROUP, RANGES, ROWS, LINES, VISIBLE, EARLY, LATE,
     ):  # fmt: skip
         self.OVER_ROWS = gl.constexpr(OVER_ROWS)
-        self.GROUPED = gl.constexpr(GROUPED)
-        self.OUTER_PER_MEMBER = gl.constexpr(OUTER_PER_MEMBER)
-        self.CACHED = gl.constexpr(CACHED)
         self.INNER_BLOCK = gl.constexpr(INNER_BLOCK)
         self.STAGES = gl.constexpr(STAGES)
         self.EAGER = gl.constexpr(EAGER)
-        self.AHEAD = gl.constexpr(AHEAD)
         self.LISTED = gl.constexpr(LISTED)
         self.LISTS_PER_BATCH = gl.constexpr(LISTS_PER_BATCH)
         self.LISTS_PER_HEAD = gl.constexpr(LISTS_PER_HEAD)

@@ -113,20 +113,14 @@ def together(ID: gl.constexpr, THREADS: gl.constexpr):
 
 
 @jit
-def share(form, WG: gl.constexpr, it, weights, cross_memory):
-    """Puts a weight where both warpgroups find it."""
+def cross(form, WG: gl.constexpr, t, weights, outer_memory, cross_memory):
+    """Starts the products that sum a weight over the outer tokens: this warpgroup's part, ``[64, lanes]``."""
     weight_memory, _ = cross_memory
     weight = weights[form.CROSS[0] - form.WEIGHTS[0]]
-    weight_memory.index((it % 2) * GROUPS + WG).store(weight.to(weight_memory.dtype))
+    buffer = (t % 2) * GROUPS
+    weight_memory.index(buffer + WG).store(weight.to(weight_memory.dtype))
     fence_async_shared()
     together(8, 256)
-
-
-@jit
-def cross(form, WG: gl.constexpr, it, outer_memory, cross_memory):
-    """Starts the products that sum a shared weight over the outer tokens: this warpgroup's part, ``[64, lanes]``."""
-    weight_memory, _ = cross_memory
-    buffer = (it % 2) * GROUPS
     part = gl.zeros([ROWS_OF_GROUP, form.CROSS[2]], gl.float32, sum_layout(form.CROSS[2]))
     for w in gl.static_range(GROUPS):
         left = weight_memory.index(buffer + w).permute((1, 0))

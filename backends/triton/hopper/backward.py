@@ -6,26 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from attnc.analyse.gradient.backward import Sum, Walk
-from attnc.analyse.gradient.groups import is_grouped
 from attnc.backends.triton import slots
-from attnc.backends.triton.assembly import CACHE, Assembly, blocks, size_value
+from attnc.backends.triton.assembly import Assembly, blocks, size_value
 from attnc.backends.triton.chunks import Chunks
 from attnc.backends.triton.hopper import backward_slots
 from attnc.backends.triton.hopper.backward_configs import FAMILY, WalkConfig
 from attnc.backends.triton.hopper.backward_terms import Split, find_shared, line_reads, split_walk
 from attnc.backends.triton.hopper.hiding import hidden_dot
 from attnc.backends.triton.printer import static
-from attnc.backends.triton.recipe import (
-    ELEMENT_BYTES,
-    HEADS,
-    Arguments,
-    Box,
-    Buffer,
-    Constant,
-    Extent,
-    Launch,
-    Value,
-)
+from attnc.backends.triton.recipe import Arguments, Box, Buffer, Constant, Extent, Launch, Value
 from attnc.backends.triton.slots import Over, StepResult
 from attnc.backends.triton.vectors import Part, part_of, split
 from attnc.ir.nodes import Node
@@ -84,46 +73,37 @@ class WalkLowering:
         backward_slots.add_late(functions, parts, rows, lines)
         table = _table(over, parts)
         outer, inner = blocks(over, config)
-        grouped = is_grouped(walk)
-        heads = HEADS if grouped else "H"
-        counter = Buffer(f"{name}.counter", "i32", (Extent(1),), zeroed=True)
         buffers = tuple(
             self.assembly.buffer(one.result, "fp32") for one in walk.sums if one.result.name not in results
         )  # fmt: skip
         outs, outputs = self.outputs(parts, results)
-        numbers = tuple(
-            Value("*fp32", "tensor", results.get(one.result.name, one.result.name), divisible=4)
-            for one, _ in parts.numbers
-        )
         given = {declared.name for declared in self.assembly.program.inputs}
         arguments: dict[str, Arguments] = {
             "outers": self.descriptors(table.outers.names, table.outer_chunks(), GROUP_ROWS),
             "inners": self.descriptors(table.inners.names, table.inner_chunks(), inner),
             "outs": tuple(self.assembly.tensor(*out) for out in outs),
-            "row_outs": numbers,
+            "row_outs": tuple(
+                Value("*fp32", "tensor", results.get(one.result.name, one.result.name), divisible=4)
+                for one, _ in parts.numbers
+            ),
             "added": self.added(crossing, inner),
-            "counter": Value("*i32", "tensor", counter.name, divisible=16),
             "lists": self.assembly.list_arguments(over),
             "env": tuple(functions.env.values),
-            "HEADS": size_value(heads),
-            **{size: size_value(size) for size in ("H", "M", "N", "B")},
+            "H": size_value("H"),
+            "M": size_value("M"),
+            "N": size_value("N"),
         }
-        outer_heads = tuple(table.outers.heads[name] == "h" for name in table.outers.names)
         constants: dict[str, Constant] = {
             "OVER_ROWS": over == "rows",
-            "GROUPED": grouped,
-            "OUTER_PER_MEMBER": grouped and any(outer_heads),
-            "CACHED": CACHE // self.traffic(table, crossing),
             "INNER_BLOCK": inner,
             "STAGES": config.stages,
             "EAGER": config.eager,
-            "AHEAD": config.ahead,
             "LISTED": not self.assembly.visibility.by_ranges,
             "LISTS_PER_BATCH": self.assembly.lists_per()[0],
             "LISTS_PER_HEAD": self.assembly.lists_per()[1],
-            "OUTER_HEADS": outer_heads,
+            "OUTER_HEADS": tuple(table.outers.heads[name] == "h" for name in table.outers.names),
             "INNER_HEADS": tuple(table.inners.heads[name] == "h" for name in table.inners.names),
-            **_constants(table, parts, len(lines), config.ahead or crossing is not None),
+            **_constants(table, parts, len(lines)),
             "HIDE": (config.hide and hidden_dot(parts.early_dots, parts.tiles, given)) or 0.0,
             "OUTPUTS": (outputs, tuple(self.numbers[one.result.name] for one, _ in parts.numbers)),
             "CROSS": self.cross(crossing, parts, table, inner),
@@ -137,20 +117,13 @@ class WalkLowering:
                 arguments,
                 constants,
                 functions.names,
-                (Extent("N" if over == "rows" else "M", outer), Extent(heads), Extent("B")),
-                (*buffers, *self.cleared(crossing), counter),
+                (Extent("N" if over == "rows" else "M", outer), Extent("H"), Extent("B")),
+                (*buffers, *self.cleared(crossing)),
                 warps=config.warps,
                 registers=REGISTERS,
-                resident=True,
-                grouped=(*(out for out, _ in outs), *(value.name for value in numbers)) if grouped else (),
             ),
             functions,
         )
-
-    def traffic(self, table: Chunks, crossing: Sum | None) -> int:
-        """Bytes of an inner token that are read, and of what is added up for it."""
-        added = 0 if crossing is None else ELEMENT_BYTES["fp32"] * static(crossing.result.dims[-1])
-        return added + self.assembly.bytes_of_token(table)
 
     # A sum over the keys in a walk over the rows
 
@@ -219,20 +192,21 @@ def _table(over: Over, parts: Split) -> Chunks:
     return Chunks(over, (*parts.early_dots, *parts.late_dots), Pass((), sums), made, (False,) * len(sums))
 
 
-def _constants(table: Chunks, parts: Split, lines: int, holds_places: bool) -> dict[str, Constant]:
+def _constants(table: Chunks, parts: Split, lines: int) -> dict[str, Constant]:
     """The tables of products and sums."""
     chunks = table.inner_chunks()
     ends = [at + 1 for at, (_, _, _, is_last) in enumerate(table.dots) if is_last]
     early_dots = ends[len(parts.early_dots) - 1] if parts.early_dots else 0
     sums = tuple((chunk, weight, chunks[chunk][3]) for chunk, weight, _, _ in table.sums)
-    held = {chunk for chunk, weight, _ in sums if weight >= parts.early} | ({0} if lines or holds_places else set())
+    held = {chunk for chunk, weight, _ in sums if weight >= parts.early} | ({0} if lines else set())
     return {
         "OUTER_CHUNKS": table.outer_chunks(),
         "INNER_CHUNKS": chunks,
         "HELD": tuple(not parts.late or chunk in held for chunk in range(len(chunks))),
         "DOTS": table.dots,
         "EARLY_DOTS": early_dots,
-        "EARLY_CHUNKS": max((inner + 1 for _, inner, _, _ in table.dots[:early_dots]), default=0),
+        # the number of the tile comes with the first chunk, so that one is waited for in any case
+        "EARLY_CHUNKS": max((inner + 1 for _, inner, _, _ in table.dots[:early_dots]), default=1),
         "LINE_COUNT": lines,
         "WEIGHTS": (parts.early, parts.early + len(parts.late)),
         "VANISHES": parts.vanishes,

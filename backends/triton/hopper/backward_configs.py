@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from attnc.analyse.gradient.backward import Walk
 from attnc.backends.protocol import Target, Workload
 from attnc.backends.triton.adjoint import Prepared
 from attnc.backends.triton.configs import SHARED_MEMORY, Config
-from attnc.backends.triton.hopper.backward_terms import cotangents, find_shared, split_walk
+from attnc.backends.triton.hopper.backward_terms import find_shared, split_walk
 from attnc.backends.triton.printer import static
 from attnc.backends.triton.report import Report, fault_in
 from attnc.backends.triton.rewrites import dots_of
@@ -22,8 +22,8 @@ FAMILY = "hopper_backward"
 Side: TypeAlias = Literal["query", "key"]
 OUTER_BLOCK = 128
 """Outer tokens of a program: two warpgroups of 64."""
-_HIDDEN_MOST = 40
-"""How often a step may move registers with ``hide``: more cost more than it gains."""
+_HIDDEN_MOST = 160
+"""Bytes that a kernel may spill with ``hide``: more cost more than it gains."""
 _RESERVED = 4096
 """Bytes of shared memory for barriers, for numbers of inner tokens and for reductions."""
 _BYTES = 2
@@ -43,8 +43,7 @@ _STAGES = {"keys": 4, "rows": 2}
 class WalkConfig(Config):
     """How a walk is built for Hopper.
 
-    ``eager`` starts the products with the cotangent with the others, ``ahead`` the others of the next tile before this
-    one is done, ``hide`` masks dot products instead of weights
+    ``eager`` starts the products with the cotangent with the others, ``hide`` masks dot products instead of weights
     where that is enough, ``apart`` gives each sum a kernel of its own,
     ``fused`` adds up the sums over the keys in a walk over the rows.
     """
@@ -53,15 +52,14 @@ class WalkConfig(Config):
     hide: bool = False
     apart: bool = False
     fused: bool = False
-    ahead: bool = False
     consumer_registers: int = 240
     producer_registers: int = 24
 
 
 def fault_of(config: WalkConfig, report: Report) -> str | None:
     """What a report holds against a kernel with a configuration."""
-    if config.hide and report.moved > _HIDDEN_MOST:
-        return f"moves registers to memory or back {report.moved} times a step"
+    if config.hide and report.spilled > _HIDDEN_MOST:
+        return f"spills {report.spilled} bytes of registers"
     return fault_in(report, FAMILY, SHARED_MEMORY["sm_90"])
 
 
@@ -121,29 +119,10 @@ def fused_candidates(prepared: Prepared) -> Iterator[WalkConfig]:
     """Each warpgroup adds up 64 lanes of 64 rows at least, as wide as shared memory is swizzled."""
     (walk,) = _walks("keys", prepared)
     if _padded(static(walk.sums[0].result.dims[-1])) == _FUSED_WIDEST:
-        shape = WalkConfig(64, OUTER_BLOCK, 4, 2, fused=True)
-        for ahead in _ahead_first("rows", prepared):
-            yield replace(shape, ahead=ahead, hide=True)
-            yield replace(shape, ahead=ahead)
+        yield WalkConfig(64, OUTER_BLOCK, 4, 2, hide=True, fused=True)
+        yield WalkConfig(64, OUTER_BLOCK, 4, 2, fused=True)
     else:
         yield WalkConfig(128, OUTER_BLOCK, 4, 2, fused=True)
-
-
-def _ahead_first(over: Over, prepared: Prepared) -> tuple[bool, ...]:
-    """Whether to begin a tile before the one before it is done: first yes, where it can be, then no."""
-    return (False,) if ahead_refusal(over, prepared) else (True, False)
-
-
-def ahead_refusal(over: Over, prepared: Prepared) -> str:
-    """Why walks cannot begin a tile before the one before it is done; empty if they can."""
-    late = cotangents(prepared.steps)
-    for walk in _walks(over, prepared):
-        parts = split_walk(walk, prepared.mask, late)
-        if not parts.late or not parts.early_dots:
-            return "all weights are known at once"
-        if not parts.vanishes:
-            return "weights with the cotangent need the mask"
-    return ""
 
 
 def walk_candidates(over: Over, prepared: Prepared) -> Iterator[WalkConfig]:
@@ -168,9 +147,8 @@ def walk_candidates(over: Over, prepared: Prepared) -> Iterator[WalkConfig]:
                 if together <= _NARROW[over]:
                     yield WalkConfig(*shape, 4, stages, eager=True, apart=apart)
                     continue
-                for ahead in (False,) if apart or stages < 2 else _ahead_first(over, prepared):
-                    yield WalkConfig(*shape, 4, stages, hide=True, apart=apart, ahead=ahead)
-                    yield WalkConfig(*shape, 4, stages, apart=apart, ahead=ahead)
+                yield WalkConfig(*shape, 4, stages, hide=True, apart=apart)
+                yield WalkConfig(*shape, 4, stages, apart=apart)
 
 
 def unsound(config: WalkConfig, over: Over, prepared: Prepared) -> str | None:
@@ -178,10 +156,6 @@ def unsound(config: WalkConfig, over: Over, prepared: Prepared) -> str | None:
     outer, inner = (config.block_m, config.block_n) if over == "keys" else (config.block_n, config.block_m)
     if outer != OUTER_BLOCK or config.warps != 4 or not 32 <= inner <= 128:
         return f"kernels for Hopper have {OUTER_BLOCK} outer tokens, 32 to 128 inner ones and groups of 4 warps"
-    if config.ahead and (config.eager or config.apart or config.stages < 2):
-        return "a tile is begun ahead where two fit, in one kernel, and its products with the cotangent wait"
-    if config.ahead and (reason := ahead_refusal(over, prepared)):
-        return reason
     if config.fused and (config.apart or inner != next(fused_candidates(prepared)).block_m):
         return "each warpgroup of a fused walk adds up 64 lanes of 64 rows, in one kernel"
     inside: Side = "key" if over == "keys" else "query"
