@@ -44,6 +44,8 @@ SPREAD = (
     ("two passes", GFX942, "f16", 40, 40),
     ("documents", SM90, "bf16", 128, 128),
     ("documents", GFX942, "bf16", 64, 64),
+    ("mask by score", SM90, "bf16", 64, 64),
+    ("chosen blocks", SM80, "bf16", 64, 64),
     ("neighbourhood", SM80, "bf16", 32, 32),
     ("softmax with a sink", SM100, "f16", 16, 16),
     ("normalised and rotated", SM90, "bf16", 64, 64),

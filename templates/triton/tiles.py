@@ -71,14 +71,14 @@ def tiles(
     masked_list += program.to(tl.int64) * tl.cdiv(inner_count, INNER_BLOCK)
     full_count = program * 0
     masked_count = program * 0
-    together = False
+    together = program < 0
     if UNIFORM:
         together = (N - M) % (INNER_BLOCK if OVER_ROWS else BLOCK) == 0
-    if together:
-        full_count, masked_count = look_together(
-            runs, full_list, masked_list, env, b, h, g, lo, hi, tl.minimum(first, outer_count - 1), inner_origin,
-            inner_count, M, N, OVER_ROWS, INNER_BLOCK, EMPTY, FULL, ROWS, VISIBLE,
-        )  # fmt: skip
+        if together:
+            full_count, masked_count = look_together(
+                runs, full_list, masked_list, env, b, h, g, lo, hi, tl.minimum(first, outer_count - 1), inner_origin,
+                inner_count, M, N, OVER_ROWS, INNER_BLOCK, EMPTY, FULL, ROWS, VISIBLE,
+            )  # fmt: skip
     for r in tl.static_range(len(runs)):
         for tile in tl.range(tl.where(together, runs[r][3], runs[r][0]), runs[r][3]):
             inner_first = tile * INNER_BLOCK

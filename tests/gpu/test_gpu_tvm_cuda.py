@@ -130,7 +130,7 @@ def test_strides(name: str, seed: int) -> None:
     expected, _ = data.expected()
     out = q.new_full((*q.shape[:2], 2 * q.shape[2], 2 * v.shape[-1]), float("nan"))
     data.run(here(), out[..., ::2, ::2])
-    torch.testing.assert_close(out[..., ::2, ::2].cpu().double(), expected, rtol=3e-2, atol=3e-2)
+    torch.testing.assert_close(out[..., ::2, ::2].double(), expected, rtol=3e-2, atol=3e-2)
     assert out[..., 1::2, :].isnan().all()
 
 
@@ -188,7 +188,7 @@ def test_a_side_stream_and_a_graph(seed: int) -> None:
     data.q.copy_(data.q.flip(0))
     graph.replay()
     expected, _ = data.expected()
-    torch.testing.assert_close(out.cpu().double(), expected, rtol=3e-2, atol=3e-2)
+    torch.testing.assert_close(out.double(), expected, rtol=3e-2, atol=3e-2)
 
 
 @pytest.mark.parametrize("name", ["causal", "documents"])
