@@ -173,7 +173,7 @@ def test_every_spec(case: object, generator: torch.Generator, monkeypatch: pytes
     op = load(case.name, **case.constants)  # type: ignore[attr-defined]
     inputs = make_inputs(case, op, generator, torch.float32)  # type: ignore[arg-type]
     q, k, v = tokens(case, generator, torch.float32)  # type: ignore[arg-type]
-    just = op._source
+    just = op.source
     names = {torch.float32: "f32", torch.int32: "i32", torch.int64: "i64", torch.bool: "bool"}
     given = [inputs[source.name] for source in op.program.inputs]
     workload = Workload("f32", tuple(names[x.dtype] for x in given), False)

@@ -79,11 +79,11 @@ def test_gradients_without_avx(seed: int) -> None:
 
 def test_kernels_of_another_processor_are_not_those_of_this(monkeypatch: pytest.MonkeyPatch) -> None:
     """A home on a network serves machines of many kinds: the cache is keyed by what the processor can do."""
-    here = TvmBackend().toolchain()
+    here = TvmBackend().toolchain(Target("cpu"))
     machine.describe.cache_clear()
     monkeypatch.setattr(machine, "flags", lambda: ("sse2",))
     try:
-        assert TvmBackend().toolchain() != here
+        assert TvmBackend().toolchain(Target("cpu")) != here
     finally:
         machine.describe.cache_clear()
 

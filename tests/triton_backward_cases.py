@@ -60,7 +60,7 @@ def find(name: str) -> Case:
 
 
 @cache
-def derived(spec: str, D: int, E: int, grouped: bool) -> Backward:
+def derived(spec: str, D: int, E: int, grouped: bool = True) -> Backward:
     backward = derive(stream_program(triton_cases.specialized(spec, D, E), keep_detach=True))
     return sum_groups(backward) if grouped else backward
 

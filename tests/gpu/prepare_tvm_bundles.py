@@ -105,7 +105,7 @@ def planned(entry: Entry) -> tuple[Any, Any]:
             op = load(spec.name, **spec.constants)
             inputs = make_inputs(spec, op, torch.Generator().manual_seed(0), torch.float32)
             kinds = tuple(triton_cases.NAMES[inputs[source.name].dtype] for source in op.program.inputs)
-            return op._source.plan(entry.widths), Workload(entry.dtype, kinds, False)
+            return op.source.plan(entry.widths), Workload(entry.dtype, kinds, False)
 
 
 def write_bundle(folder: Path, arch: str) -> None:
